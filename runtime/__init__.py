@@ -1,0 +1,1 @@
+"""Runs a detector on the device: the contract, preprocessing, backends, video. Never imports torch."""

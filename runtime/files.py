@@ -1,0 +1,65 @@
+"""Files written whole or not at all, and where what can be made again is kept."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.errors import OutputError
+
+
+@contextmanager
+def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` when the block ends without an error.
+
+    An exception (Ctrl-C included) removes the temporary file and leaves an older `path` as it was. The temporary name
+    keeps the suffix, for writers that choose their format by it.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or `path` is a folder.
+    """
+    path = Path(path)
+    check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Make the folder of `path` and see that a file can be put there: asked before expensive work starts.
+
+    Raises:
+        OutputError: with the reason the operating system gives.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another output path.") from error
+    return path
+
+
+def cache_folder() -> Path:
+    """Folder for what can be made again: `$EDGERCNN_CACHE`, else `~/.cache/edgercnn`. Made on first use."""
+    folder = Path(os.environ.get("EDGERCNN_CACHE") or Path.home() / ".cache" / "edgercnn")
+    check_writable(folder / "file")
+    return folder
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
