@@ -1,0 +1,1 @@
+"""Class scores and box deltas to detections: torch op, ONNX body, CUDA kernel, TensorRT plugin."""

@@ -1,0 +1,1 @@
+"""What the four ops share, face by face."""

@@ -1,0 +1,1 @@
+"""RoIAlign over a feature pyramid: torch op, ONNX body, CUDA kernel, TensorRT plugin."""

@@ -1,0 +1,1 @@
+"""Fast R-CNN RoI max pooling: torch op, ONNX body, CUDA kernel, TensorRT plugin."""

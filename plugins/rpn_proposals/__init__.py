@@ -1,0 +1,1 @@
+"""Region proposals of the RPN: torch op, ONNX body, CUDA kernel, TensorRT plugin."""
