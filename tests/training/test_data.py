@@ -1,0 +1,190 @@
+"""The data sets, the flips and the batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from runtime.conveyor import CLASS_NAMES
+from runtime.conveyor.dataset import HELD_OUT_FIRST, write_dataset
+from runtime.conveyor.scene import render_scene
+from runtime.errors import AnnotationError, SourceError
+from runtime.preprocess import preprocess
+from training.data.batch import to_batch
+from training.data.coco import CocoDataset
+from training.data.conveyor import ConveyorDataset
+from training.data.sample import Sample, flip, random_flip
+from training.models.specs import spec_for
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (96, 128)
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "set", 3, 5, size_hw=SMALL, image_format="png", workers=1)
+
+
+def test_generated_and_written_data_sets_are_the_same(on_disk):
+    generated, written = ConveyorDataset(3, 5, SMALL), CocoDataset(on_disk)
+    assert len(generated) == len(written) == 3
+    assert generated.class_names == written.class_names == CLASS_NAMES
+    for index in range(3):
+        for first, second in zip(generated[index], written[index], strict=True):
+            assert np.array_equal(first, second)
+            assert np.asarray(first).dtype == np.asarray(second).dtype
+
+
+def test_conveyor_labels_start_at_one_and_ranges_are_kept_apart():
+    sample = ConveyorDataset(2, 5, SMALL)[1]
+    assert sample.labels.tolist() == (render_scene(5, 1, SMALL).labels + 1).tolist()
+    assert not sample.is_crowd.any()
+    held_out = ConveyorDataset(2, 5, SMALL, first=HELD_OUT_FIRST)
+    assert not np.array_equal(held_out[1].frame, sample.frame)
+    assert held_out[1].image_id != sample.image_id
+
+
+@pytest.mark.parametrize(("count", "first"), [(0, 0), (-1, 0), (2, HELD_OUT_FIRST - 1)])
+def test_conveyor_refuses_impossible_ranges(count, first):
+    with pytest.raises(ValueError, match="received"):
+        ConveyorDataset(count, 5, first=first)
+
+
+def test_iteration_ends():
+    assert len(list(ConveyorDataset(2, 5, SMALL))) == 2  # IndexError ends Python's own iteration
+    with pytest.raises(IndexError):
+        ConveyorDataset(2, 5)[2]
+
+
+def test_coco_dataset_checks_class_names(on_disk):
+    assert len(CocoDataset(on_disk, class_names=list(CLASS_NAMES))) == 3
+    for wrong in (CLASS_NAMES[:-1], tuple(reversed(CLASS_NAMES)), ("person",)):
+        with pytest.raises(AnnotationError, match=r"bolt, nut, washer.*expected"):
+            CocoDataset(on_disk, class_names=wrong)
+
+
+def test_coco_dataset_with_gaps_crowds_and_empty_images(tmp_path):
+    document = {
+        "images": [
+            {"id": 4, "file_name": "a.png", "height": 20, "width": 30},
+            {"id": 9, "file_name": "b.png", "height": 20, "width": 30},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 4, "category_id": 40, "bbox": [1, 2, 3, 4], "iscrowd": 0},
+            {"id": 2, "image_id": 4, "category_id": 3, "bbox": [5, 5, 10, 10], "iscrowd": 1},
+        ],
+        "categories": [{"id": 40, "name": "b"}, {"id": 3, "name": "a"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "ab":
+        cv2.imwrite(str(pictures / f"{name}.png"), np.full((20, 30, 3), 7, np.uint8))
+    samples = CocoDataset(tmp_path / "x.json", pictures)
+    assert samples.class_names == ("a", "b")
+    assert samples[0].labels.tolist() == [2, 1]
+    assert samples[0].is_crowd.tolist() == [False, True]
+    assert [samples[0].image_id, samples[1].image_id] == [4, 9]
+    batch = to_batch([samples[0], samples[1]], spec_for("conveyor", class_names=("a", "b")))
+    assert [target.labels.tolist() for target in batch.targets] == [[2], []]  # the crowd is left out
+    assert batch.targets[1].boxes.shape == (0, 4)
+    (pictures / "b.png").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"b\.png"):
+        samples[1]
+
+
+def test_coco_dataset_without_images(tmp_path):
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
+    with pytest.raises(AnnotationError, match="lists no images"):
+        CocoDataset(tmp_path / "x.json")
+
+
+def marked_sample():
+    """A black picture whose boxes are filled with the value of their label."""
+    boxes = np.array([[2, 3, 10, 8], [20, 0, 30, 20]], np.float32)
+    frame = np.zeros((20, 30, 3), np.uint8)
+    for value, (x1, y1, x2, y2) in enumerate(boxes.astype(int), start=1):
+        frame[y1:y2, x1:x2] = value
+    return Sample(frame, boxes, np.array([1, 2]), np.zeros(2, bool), 5)
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+@pytest.mark.parametrize("vertical", [False, True])
+def test_flips_move_boxes_with_their_pixels(horizontal, vertical):
+    sample = marked_sample()
+    flipped = flip(sample, horizontal=horizontal, vertical=vertical)
+    for label, (x1, y1, x2, y2) in zip(flipped.labels, flipped.boxes_xyxy.astype(int), strict=True):
+        rows, columns = np.nonzero(flipped.frame[:, :, 0] == label)
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x1, y1, x2, y2)
+    assert flipped.boxes_xyxy.dtype == np.float32
+    assert flipped.frame.flags.c_contiguous
+    back = flip(flipped, horizontal=horizontal, vertical=vertical)
+    assert np.array_equal(back.frame, sample.frame)
+    assert np.array_equal(back.boxes_xyxy, sample.boxes_xyxy)
+
+
+def test_flip_keeps_empty_samples():
+    empty = Sample(
+        np.zeros((4, 6, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), 1
+    )
+    assert flip(empty, horizontal=True, vertical=True).boxes_xyxy.shape == (0, 4)
+
+
+def test_random_flip_gives_all_four_and_repeats_itself():
+    seen = [random_flip(marked_sample(), np.random.default_rng(seed)).frame.tobytes() for seed in range(30)]
+    assert len(set(seen)) == 4
+    assert seen[3] == random_flip(marked_sample(), np.random.default_rng(3)).frame.tobytes()
+    rows_kept = [random_flip(marked_sample(), np.random.default_rng(seed), vertical=False) for seed in range(30)]
+    assert len({sample.frame.tobytes() for sample in rows_kept}) == 2
+
+
+def test_batch_is_the_runtimes_preprocessing_with_boxes_in_network_px():
+    spec = spec_for("conveyor", class_names=CLASS_NAMES)
+    samples = [ConveyorDataset(2, 5)[0], ConveyorDataset(2, 5, (300, 500))[1]]
+    batch = to_batch(samples, spec)
+    images, im_info = preprocess([sample.frame for sample in samples], spec)
+    assert torch.equal(batch.images, torch.from_numpy(images))
+    assert torch.equal(batch.im_info, torch.from_numpy(im_info))
+    assert batch.image_ids == [1, 2]
+    for sample, target, (height, width, scale_y, scale_x) in zip(samples, batch.targets, im_info, strict=True):
+        expected = sample.boxes_xyxy * np.array([scale_x, scale_y, scale_x, scale_y])
+        np.testing.assert_allclose(target.boxes.numpy(), expected, rtol=1e-6)
+        assert (target.boxes <= torch.tensor([width, height, width, height]) + 1e-3).all()
+        assert target.boxes.dtype == torch.float32
+        assert target.labels.tolist() == sample.labels.tolist()
+        assert target.labels.dtype == torch.int64
+
+
+def run_script(*arguments, cwd):
+    script = ROOT / "training" / "data" / "make_conveyor.py"
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_make_conveyor_writes_train_and_val_by_path(tmp_path):
+    result = run_script("--output", "data", "--train", "2", "--val", "1", "--seed", "7", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    train, val = (CocoDataset(tmp_path / "data" / name / "annotations.json") for name in ("train", "val"))
+    assert (len(train), len(val)) == (2, 1)
+    difference = cv2.absdiff(train[0].frame, render_scene(7, 0).frame)
+    assert difference.mean() < 4  # JPEG
+    assert cv2.absdiff(val[0].frame, render_scene(7, HELD_OUT_FIRST).frame).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--train", "-1"), ("--train", "0", "--val", "0"), ("--seed", "-2"), ("--workers", "0")]
+)
+def test_make_conveyor_refuses_wrong_numbers(tmp_path, wrong):
+    from training.data.make_conveyor import main
+
+    with pytest.raises(Exception, match=wrong[0]) as caught:
+        main(["--output", str(tmp_path / "x"), *wrong])
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,45 @@
+"""Learning-rate schedules and the order of batches are functions of step and seed alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.errors import UserError
+from training.loader import epoch_batches
+from training.schedule import TrainOptions, learning_rate_at
+
+
+@given(st.integers(2, 5000), st.sampled_from(["cosine", "multistep"]))
+def test_warm_up_rises_and_the_schedule_falls(total, schedule):
+    options = TrainOptions(schedule=schedule, warmup_steps=100, learning_rate=0.1)
+    rates = [learning_rate_at(step, total, options) for step in range(total)]
+    warmup = min(100, total // 2)
+    assert all(a < b for a, b in zip(rates[: warmup - 1], rates[1:warmup]))
+    assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :]))
+    assert max(rates) <= 0.1 + 1e-12
+    assert min(rates) > 0
+
+
+def test_multistep_falls_to_a_tenth_twice():
+    options = TrainOptions(schedule="multistep", warmup_steps=0, learning_rate=1.0)
+    rates = [learning_rate_at(step, 900, options) for step in (0, 599, 600, 799, 800, 899)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+@given(st.integers(1, 200), st.integers(1, 16), st.integers(0, 5), st.integers(0, 5))
+def test_batches_are_the_same_for_the_same_seed_and_use_no_image_twice(count, size, epoch, seed):
+    batches = epoch_batches(count, size, epoch, seed)
+    assert batches == epoch_batches(count, size, epoch, seed)
+    indices = [index for batch in batches for index, draw in batch if draw == epoch]
+    assert len(indices) == len(set(indices))
+    assert set(indices) <= set(range(count))
+    assert all(len(batch) == min(size, count) for batch in batches)
+    assert len(batches) == max(1, count // size)
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "learning_rate", "clip_norm"])
+def test_options_that_make_no_sense_are_refused(field):
+    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} is 0"):
+        TrainOptions(**{field: 0})

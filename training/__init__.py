@@ -1,0 +1,1 @@
+"""PyTorch: the detectors, their training and data. Reads and writes checkpoints that carry a DetectorSpec."""

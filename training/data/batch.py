@@ -1,0 +1,43 @@
+"""Samples -> what the detector trains on, through the runtime's own preprocessing.
+
+Shapes: B images, H and W the network's input, N boxes of one picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.preprocess import boxes_to_network, preprocess
+from runtime.spec import DetectorSpec
+from training.data.sample import Sample
+from training.losses import Targets
+
+
+class Batch(NamedTuple):
+    """images float32 [B,3,H,W]; im_info float32 [B,4]; targets: per picture boxes float32 [N,4] xyxy network px and
+    labels int64 [N] 1..K, crowd regions left out; image_ids: as in the annotation file."""
+
+    images: Tensor
+    im_info: Tensor
+    targets: list[Targets]
+    image_ids: list[int]
+
+
+def to_batch(samples: Sequence[Sample], spec: DetectorSpec) -> Batch:
+    """Preprocesses the frames and brings their boxes from image px to network px.
+
+    Crowd boxes are left out: they are neither one object nor background.
+    Raises: SourceError for no samples or a frame that is not uint8 [H,W,3].
+    """
+    images, im_info = preprocess([sample.frame for sample in samples], spec)
+    targets = []
+    for sample, row in zip(samples, im_info, strict=True):
+        single = ~sample.is_crowd
+        boxes = boxes_to_network(sample.boxes_xyxy[single], row).astype(np.float32)
+        targets.append(Targets(torch.from_numpy(boxes), torch.from_numpy(sample.labels[single])))
+    return Batch(torch.from_numpy(images), torch.from_numpy(im_info), targets, [sample.image_id for sample in samples])
