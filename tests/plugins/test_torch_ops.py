@@ -135,6 +135,12 @@ def test_rpn_saturated_scores_still_rank_by_logit():
     check_rpn(arguments, least_rois=1)
 
 
+def test_rpn_score_threshold_is_inclusive():
+    arguments = rpn_case(7, batch=1, sizes=((4, 5),), score_threshold=0.5, nms_threshold=1.0)
+    arguments["objectness"] = [torch.zeros_like(level) for level in arguments["objectness"]]  # sigmoid is 0.5
+    check_rpn(arguments, least_rois=10)
+
+
 # --- BoxDetections
 
 
@@ -205,6 +211,22 @@ def test_detections_without_rois_or_survivors_are_padding():
         assert not boxes.any()
         assert not scores.any()
         assert (classes == -1).all()
+
+
+def test_detections_score_threshold_is_strict():
+    arguments = detection_case(0, classes=1, score_threshold=0.5)
+    arguments["class_logits"] = torch.zeros_like(arguments["class_logits"])  # softmax is 0.5
+    count, *_ = check_detections(arguments)
+    assert not count.any()
+
+
+def test_detections_look_at_num_rois_only():
+    """Rows behind num_rois count for nothing, whatever stands in them."""
+    arguments = detection_case(3)
+    whole = detection_case(3, num_rois=(20, 20))
+    arguments["rois"] = whole["rois"]
+    count, *_ = check_detections(arguments, least=1)
+    assert not torch.equal(count, check_detections(whole)[0])
 
 
 def test_detections_with_equal_scores_follow_the_flat_index():

@@ -44,10 +44,10 @@ class CountingSamples(ConveyorDataset):
         return super().__getitem__(index)
 
 
-def make_trainer(folder: Path, samples, seed: int = 1, **options) -> Trainer:
+def make_trainer(folder: Path, samples, *, device: torch.device | None = None, **options) -> Trainer:
     torch.manual_seed(0)
     spec = spec_for("conveyor", class_names=samples.class_names, **SMALL)
-    values = {"epochs": 2, "batch_size": 2, "warmup_steps": 1, "workers": 0, "learning_rate": 2e-3, "seed": seed}
+    values = {"epochs": 2, "batch_size": 2, "warmup_steps": 1, "workers": 0, "learning_rate": 2e-3, "seed": 1}
     return Trainer(
         model=build_detector(spec),
         spec=spec,
@@ -56,7 +56,7 @@ def make_trainer(folder: Path, samples, seed: int = 1, **options) -> Trainer:
         options=TrainOptions(**{**values, **options}),
         settings=SETTINGS,
         folder=folder,
-        device=torch.device("cpu"),
+        device=device or torch.device("cpu"),
         notes={"command": "test"},
     )
 

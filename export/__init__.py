@@ -1,0 +1,1 @@
+"""The assembler: checkpoint to ONNX, and what is made of it."""

@@ -1,0 +1,109 @@
+"""What runtime/benchmark.py prints and writes."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from runtime.benchmark_setup import Setup
+from runtime.detector import STAGES
+from runtime.hardware import cpu_name, describe_machine, physical_cores
+from runtime.tables import format_table
+from runtime.timing import Agreement, SpeedRatio, Timing
+
+BUSY = 0.5  # load average, as a share of the cores, above which times are not to be trusted
+
+
+def report(
+    setup: Setup,
+    timings: Sequence[Timing],
+    ratios: Sequence[SpeedRatio],
+    agreements: Sequence[Agreement],
+    threads: int,
+    busy: float | None,
+) -> str:
+    """Machine, times, agreement and ratios as text."""
+    height, width = setup.frames[0].shape[:2]
+    rounds, frames = timings[0].times_ms.shape
+    what = f"{setup.spec.architecture}, {frames} frames of {width}x{height} px, {rounds} rounds"
+    lines = [f"{cpu_name()}, {threads} threads; {what}"]
+    if busy is not None and busy > BUSY * physical_cores():
+        lines.append(
+            f"note: the load average was {busy:g} on {physical_cores()} cores before the start: other programs are running, "
+            "which slows contestants unequally (threads wait for each other); measure again on a quiet machine"
+        )
+    lines += ["", *(f"{one.name}: {one.description}" for one in timings), "", timing_table(timings)]
+    if agreements:
+        lines += ["", agreement_table(agreements)]
+    lines += ["", *(_sentence(ratio) for ratio in ratios)] if ratios else []
+    return "\n".join(lines)
+
+
+def timing_table(timings: Sequence[Timing]) -> str:
+    """One row per contestant; "relative" is its median as a multiple of the first's."""
+    rows = []
+    for one in timings:
+        stages = one.median_stages_ms
+        relative = one.median_ms / timings[0].median_ms
+        numbers = [f"{one.median_ms:.1f}", f"{one.p95_ms:.1f}", f"{1000 / one.median_ms:.1f}", f"{relative:.2f}"]
+        rows.append([one.name, *numbers, *(f"{stages[stage]:.1f}" if stages else None for stage in STAGES)])
+    return format_table(["frame to boxes", "median ms", "p95 ms", "per second", "relative", *STAGES], rows)
+
+
+def agreement_table(agreements: Sequence[Agreement]) -> str:
+    """One row per contestant but the first, whose detections are the reference."""
+    rows = [
+        [one.name, one.found, one.expected, one.matched, f"{one.largest_box_px:.1e}", f"{one.largest_score:.1e}"]
+        for one in agreements
+    ]
+    header = ["detections", "its own", f"of {agreements[0].reference}", "matched", "largest Δ box px", "Δ score"]
+    return format_table(header, rows)
+
+
+def to_mapping(
+    setup: Setup,
+    timings: Sequence[Timing],
+    ratios: Sequence[SpeedRatio],
+    agreements: Sequence[Agreement],
+    arguments: argparse.Namespace,
+    busy: float | None,
+) -> dict[str, Any]:
+    """All numbers, and what they were measured on, for a JSON file."""
+    height, width = setup.frames[0].shape[:2]
+    rounds, frames = timings[0].times_ms.shape
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {**describe_machine(), "load_average": busy},
+        "threads": arguments.threads,
+        "architecture": setup.spec.architecture,
+        "spec_digest": setup.spec.digest(),
+        "weights": arguments.weights or setup.weights,
+        "images": str(arguments.images) if arguments.images else "generated conveyor pictures",
+        "frame": f"{width}x{height}",
+        "frames": frames,
+        "rounds": rounds,
+        "contestants": [_contestant(one) for one in timings],
+        "ratios": [asdict(ratio) for ratio in ratios],
+        "agreement": [asdict(one) for one in agreements],
+    }
+
+
+def _contestant(timing: Timing) -> dict[str, Any]:
+    return {
+        "name": timing.name,
+        "description": timing.description,
+        "median_ms": timing.median_ms,
+        "p95_ms": timing.p95_ms,
+        "mean_ms": float(timing.times_ms.mean()),
+        "min_ms": float(timing.times_ms.min()),
+        "stages_ms": timing.median_stages_ms,
+        "times_ms": [[round(float(value), 3) for value in row] for row in timing.times_ms],
+    }
+
+
+def _sentence(ratio: SpeedRatio) -> str:
+    verb = "as fast as" if ratio.ratio >= 1 else "the speed of"
+    return f"{ratio.name} is {ratio.ratio:.2f} times {verb} {ratio.reference} ({ratio.low:.2f} to {ratio.high:.2f})"

@@ -1,0 +1,128 @@
+"""torchvision's weight files: found, read, and refused with one sentence."""
+
+from __future__ import annotations
+
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.detection._utils import overwrite_eps
+
+from runtime.errors import ArtifactError
+from runtime.preprocess import preprocess
+from tests.helpers import random_frame, spread_weights
+from tests.training.test_models import torchvision_detector
+from training import import_weights
+from training.import_weights import TORCHVISION_NAMES, load_torchvision
+from training.models.detectors import build_detector
+from training.models.specs import spec_for
+
+FILES = {
+    "fasterrcnn_resnet50_fpn": "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+    "fasterrcnn_mobilenet_v3_large_320_fpn": "fasterrcnn_mobilenet_v3_large_320_fpn-907ea3f9.pth",
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """torchvision's folder for weights, empty, on a machine without network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(import_weights, "download_url_to_file", no_network)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def no_network(*_arguments, **_options):
+    raise urllib.error.URLError("Name or service not known")
+
+
+@torch.no_grad()
+def test_weights_file_gives_torchvisions_numbers(folder):
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    made = spread_weights(build_detector(spec_for(name)), seed=0)
+    torch.save(made.state_dict(), folder / FILES[name])
+    model, spec = load_torchvision(name)
+    assert spec == spec_for(name)
+    assert not model.training
+    images, im_info = map(torch.from_numpy, preprocess([random_frame(0, 240, 320)], spec))
+    for ours, expected in zip(model(images, im_info), made(images, im_info), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_old_resnet_file_with_old_names_and_no_epsilon(folder):
+    """torchvision's oldest file lacks a level in some names, and its normalisations have epsilon 0."""
+    name = "fasterrcnn_resnet50_fpn"
+    theirs = torchvision_detector(name, frozen=True, min_size=128, max_size=160)
+    made = spread_weights(build_detector(spec_for(name, input={"min_size": 128, "max_size": 160})), seed=0)
+    state = made.state_dict()
+    for key in state:  # small variances, where epsilon counts
+        if "backbone.body" in key and (state[key].dim() == 4 or key.endswith("running_mean")):
+            state[key] = state[key] * 0.01
+        elif key.endswith("running_var"):
+            state[key] = state[key] * 0.0001
+    theirs.load_state_dict(state)
+    overwrite_eps(theirs, 0.0)
+    old = {key.replace("conv.0.0.", "conv."): value for key, value in state.items()}
+    for blocks in ("inner_blocks", "layer_blocks"):
+        old = {
+            key.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if blocks in key else key: value
+            for key, value in old.items()
+        }
+    assert "rpn.head.conv.weight" in old
+    assert "backbone.fpn.inner_blocks.3.bias" in old
+    torch.save(old, folder / FILES[name])
+    model, _ = load_torchvision(name)
+    image = torch.randn(1, 3, 96, 128)
+    for ours, expected in zip(model.backbone(image), theirs.backbone(image).values(), strict=True):
+        assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+    overwrite_eps(theirs, 1e-5)
+    assert not torch.allclose(model.backbone(image)[0], theirs.backbone(image)["0"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", TORCHVISION_NAMES)
+def test_no_file_and_no_network_names_file_and_folder(folder, name):
+    with pytest.raises(
+        ArtifactError, match=r"cannot download https://.*put the file .*\.pth into .*checkpoints"
+    ) as caught:
+        load_torchvision(name)
+    assert str(folder) in str(caught.value)
+    assert list(folder.iterdir()) == []
+
+
+def test_download_goes_where_torchvision_looks(folder, monkeypatch):
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    asked = []
+
+    def download(url, file, hash_prefix, progress):
+        asked.append((url, hash_prefix))
+        torch.save(build_detector(spec_for(name)).state_dict(), file)
+
+    monkeypatch.setattr(import_weights, "download_url_to_file", download)
+    load_torchvision(name)
+    load_torchvision(name)
+    assert asked == [(f"https://download.pytorch.org/models/{FILES[name]}", "907ea3f9")]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+def test_broken_file_is_named(folder, content):
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    (folder / FILES[name]).write_bytes(content)
+    with pytest.raises(ArtifactError, match=FILES[name]):
+        load_torchvision(name)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"backbone.body.0.0.weight": torch.zeros(1)}])
+def test_file_with_something_else_is_named(folder, content):
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    torch.save(content, folder / FILES[name])
+    with pytest.raises(ArtifactError, match=f"{FILES[name]} does not hold"):
+        load_torchvision(name)
+
+
+def test_unknown_name_gives_the_nearest():
+    with pytest.raises(ArtifactError, match="nearest is 'fasterrcnn_resnet50_fpn_v2'"):
+        load_torchvision("fasterrcnn_resnet_50_fpn_v2")
