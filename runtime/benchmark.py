@@ -31,7 +31,7 @@ from runtime.command import command_parser, run_command
 from runtime.detector import open_detector
 from runtime.errors import ParityError, UserError
 from runtime.files import atomic_output, check_writable
-from runtime.hardware import load_average, physical_cores
+from runtime.hardware import CpuWatch, physical_cores
 from runtime.plots import load_matplotlib, write_bars
 from runtime.progress import progress_bar
 from runtime.timing import Agreement, Contestant, EngineContestant, compare_detections, speed_ratio, time_in_turns
@@ -68,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
     check_arguments(arguments)
     cv2.setNumThreads(arguments.threads)
     setup = choose_setup(arguments, print)
-    busy = load_average()
     with contextlib.ExitStack() as stack:
         contestants = open_contestants(setup, arguments, stack)
         found = [[contestant(frame) for frame in setup.frames] for contestant in contestants]  # the warm-up, too
@@ -78,10 +77,12 @@ def main(argv: list[str] | None = None) -> int:
         ]
         turns = arguments.repeat * len(contestants)
         with progress_bar(turns, "timing", unit="turn") as advance:
+            watch = CpuWatch()
             timings = time_in_turns(contestants, setup.frames, arguments.repeat, advance)
+            others = watch.others_share()
     ratios = [speed_ratio(timings[0], reference) for reference in timings[1:]]
-    print(report(setup, timings, ratios, agreements, arguments.threads, busy))
-    content = to_mapping(setup, timings, ratios, agreements, arguments, busy)
+    print(report(setup, timings, ratios, agreements, arguments.threads, others))
+    content = to_mapping(setup, timings, ratios, agreements, arguments, others)
     with atomic_output(arguments.output) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     written = [str(arguments.output)]

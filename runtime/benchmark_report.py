@@ -10,11 +10,11 @@ from typing import Any
 
 from runtime.benchmark_setup import Setup
 from runtime.detector import STAGES
-from runtime.hardware import cpu_name, describe_machine, physical_cores
+from runtime.hardware import cpu_name, describe_machine
 from runtime.tables import format_table
 from runtime.timing import Agreement, SpeedRatio, Timing
 
-BUSY = 0.5  # load average, as a share of the cores, above which times are not to be trusted
+DISTURBED = 0.1  # share of the CPU time taken by other programs above which nothing measured is to be trusted
 
 
 def report(
@@ -23,22 +23,23 @@ def report(
     ratios: Sequence[SpeedRatio],
     agreements: Sequence[Agreement],
     threads: int,
-    busy: float | None,
+    others: float | None,
 ) -> str:
     """Machine, times, agreement and ratios as text."""
     height, width = setup.frames[0].shape[:2]
     rounds, frames = timings[0].times_ms.shape
     what = f"{setup.spec.architecture}, {frames} frames of {width}x{height} px, {rounds} rounds"
     lines = [f"{cpu_name()}, {threads} threads; {what}"]
-    if busy is not None and busy > BUSY * physical_cores():
-        lines.append(
-            f"note: the load average was {busy:g} on {physical_cores()} cores before the start: other programs are running, "
-            "which slows contestants unequally (threads wait for each other); measure again on a quiet machine"
-        )
     lines += ["", *(f"{one.name}: {one.description}" for one in timings), "", timing_table(timings)]
     if agreements:
         lines += ["", agreement_table(agreements)]
     lines += ["", *(_sentence(ratio) for ratio in ratios)] if ratios else []
+    if others is not None and others > DISTURBED:
+        lines += [
+            "",
+            f"note: other programs took {others:.0%} of the CPU time meanwhile; they slow the contestants unequally "
+            "(threads wait for each other), so neither times nor ratios hold: measure again on a quiet machine",
+        ]
     return "\n".join(lines)
 
 
@@ -69,14 +70,15 @@ def to_mapping(
     ratios: Sequence[SpeedRatio],
     agreements: Sequence[Agreement],
     arguments: argparse.Namespace,
-    busy: float | None,
+    others: float | None,
 ) -> dict[str, Any]:
     """All numbers, and what they were measured on, for a JSON file."""
     height, width = setup.frames[0].shape[:2]
     rounds, frames = timings[0].times_ms.shape
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": {**describe_machine(), "load_average": busy},
+        "machine": describe_machine(),
+        "cpu_share_of_other_programs": others,
         "threads": arguments.threads,
         "architecture": setup.spec.architecture,
         "spec_digest": setup.spec.digest(),

@@ -117,7 +117,8 @@ def frame_size(spec: DetectorSpec) -> tuple[int, int]:
     if height is None or width is None:
         return FRAME_HW
     short = min(FRAME_HW)
-    return (short, round(short * width / height)) if height <= width else (round(short * height / width), short)
+    # longer sides rounded down, or the canvas would have to shrink the frame a little further
+    return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
 def load_frames(folder: Path | None, count: int, size_hw: tuple[int, int]) -> list[np.ndarray]:

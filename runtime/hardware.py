@@ -21,7 +21,6 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "load_average": load_average(),
     }
 
 
@@ -48,9 +47,33 @@ def physical_cores() -> int:
     return min(len(pairs) or allowed, allowed)
 
 
-def load_average() -> float | None:
-    """Programs that wanted to run during the last minute, on average; None where the system does not tell."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+class CpuWatch:
+    """How much of the busy CPU time since its making went to other programs: they slow contestants unequally."""
+
+    def __init__(self) -> None:
+        self._busy = _busy_seconds()
+        self._own = _own_seconds()
+
+    def others_share(self) -> float | None:
+        """0 to 1; None where the system does not tell."""
+        busy = _busy_seconds()
+        if busy is None or self._busy is None or busy <= self._busy:
+            return None
+        return min(1.0, max(0.0, 1.0 - (_own_seconds() - self._own) / (busy - self._busy)))
+
+
+def _busy_seconds() -> float | None:
+    """CPU time of all programs since the start of the system."""
+    for line in _lines("/proc/stat"):
+        if line.startswith("cpu "):
+            user, nice, system, _idle, _waiting, *interrupts = (int(ticks) for ticks in line.split()[1:])
+            return (user + nice + system + sum(interrupts[:3])) / os.sysconf("SC_CLK_TCK")
+    return None
+
+
+def _own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system
 
 
 def _memory_gb() -> float | None:

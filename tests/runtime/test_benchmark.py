@@ -134,7 +134,8 @@ def test_own_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size"), [(64, 96, (480, 720)), (96, 64, (720, 480)), (None, None, (480, 640))]
+    ("height", "width", "size"),
+    [(64, 96, (480, 720)), (96, 64, (720, 480)), (800, 1088, (480, 652)), (None, None, (480, 640))],
 )
 def test_generated_frames_fill_the_canvas(height, width, size):
     assert frame_size(small_spec(height=height, width=width)) == size
@@ -215,3 +216,19 @@ def test_the_machine_is_described(monkeypatch):
     assert hardware.physical_cores() == 1
     monkeypatch.setattr(hardware, "_lines", lambda path: [])  # a system without /proc
     assert hardware.cpu_name()
+
+
+def test_other_programs_are_noticed(monkeypatch):
+    ticks = hardware.os.sysconf("SC_CLK_TCK")
+    seconds, own = [100.0], [10.0]
+    stat = "cpu {} 0 0 999 0 0 0 0 5 5"  # user nice system idle waiting irq softirq steal guest guest_nice
+    monkeypatch.setattr(hardware, "_lines", lambda path: [stat.format(int(seconds[0] * ticks))])
+    monkeypatch.setattr(hardware, "_own_seconds", lambda: own[0])
+    watch = hardware.CpuWatch()
+    assert watch.others_share() is None  # no time has passed
+    seconds[0], own[0] = 108.0, 16.0
+    assert watch.others_share() == pytest.approx(0.25)
+    own[0] = 20.0  # clocks are coarse
+    assert watch.others_share() == 0.0
+    monkeypatch.setattr(hardware, "_lines", lambda path: [])
+    assert hardware.CpuWatch().others_share() is None
