@@ -73,8 +73,8 @@ class TorchvisionOnnx:
     name = "torchvision's ONNX export"
 
     def __init__(self, path: Path, spec: DetectorSpec, threads: int) -> None:
-        ort = onnxruntime_backend._onnxruntime()  # the same settings as ours, from the same function
-        self.session = onnxruntime_backend._session(ort, path, [onnxruntime_backend.CPU], threads)
+        ort = onnxruntime_backend.load_onnxruntime()  # the same settings as ours, from the same function
+        self.session = onnxruntime_backend.open_session(ort, path, [onnxruntime_backend.CPU], threads)
         self.spec = spec
         self.description = f"torch.onnx.export of torchvision {torchvision.__version__}, CPUExecutionProvider"
 

@@ -75,9 +75,9 @@ def open_backend(
     """
     path = Path(path)
     spec = read_spec(path)
-    ort = _onnxruntime()
+    ort = load_onnxruntime()
     wanted = _wanted_providers(providers, ort.get_available_providers())
-    session = _session(ort, path, wanted, threads)
+    session = open_session(ort, path, wanted, threads)
     _check_interface(session, spec, path)
     lost = [name for name in wanted if name not in session.get_providers()]
     if lost and providers is not None:
@@ -108,7 +108,12 @@ def read_spec(path: str | os.PathLike[str]) -> DetectorSpec:
     return spec
 
 
-def _onnxruntime() -> Any:
+def load_onnxruntime() -> Any:
+    """The module `onnxruntime`, with its warnings off.
+
+    Raises:
+        BackendUnavailableError: it cannot be imported.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -133,7 +138,12 @@ def _wanted_providers(asked: list[str] | None, available: list[str]) -> list[str
     return wanted
 
 
-def _session(ort: Any, path: Path, providers: list[str], threads: int | None) -> Any:
+def open_session(ort: Any, path: Path, providers: list[str], threads: int | None) -> Any:
+    """An InferenceSession with our settings, for any ONNX file.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load the file.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
