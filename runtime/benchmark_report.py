@@ -6,6 +6,7 @@ import argparse
 import datetime
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from runtime.benchmark_setup import Setup
@@ -82,7 +83,7 @@ def to_mapping(
         "threads": arguments.threads,
         "architecture": setup.spec.architecture,
         "spec_digest": setup.spec.digest(),
-        "weights": arguments.weights or setup.weights,
+        "weights": arguments.weights or Path(setup.weights).name,  # no folders of this machine in a shared figure
         "images": str(arguments.images) if arguments.images else "generated conveyor pictures",
         "frame": f"{width}x{height}",
         "frames": frames,
