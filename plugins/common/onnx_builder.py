@@ -236,14 +236,17 @@ class BodyBuilder:
             info.CopyFrom(helper.make_tensor_value_info(info.name, dtype, []))  # ONNX Runtime wants their shape
         return self.ops("Loop", trips.squeeze(), first, *states, outputs=outputs - 1, body=graph)
 
-    def scan(self, step: Callable, *scanned: Value) -> tuple[Value, ...]:
-        """ONNX Scan: `step(*rows)` is applied to the rows of `scanned`, its outputs stacked.
+    def scan(self, step: Callable, *scanned: Value, rank: int) -> tuple[Value, ...]:
+        """ONNX Scan: `step(*rows)` is applied to the rows of `scanned`, its outputs (float32, of `rank`) stacked.
 
         ONNX Runtime writes them where the stack will be, while a Loop's are copied at the end. Nothing is carried from
         row to row, but TensorRT's parser refuses a Scan without a state.
         """
         state = self.value([0])
         graph, outputs = self._inner(lambda idle, *rows: (idle, *_tuple(step(*rows))), ["idle"], len(scanned))
+        for info in graph.output[1:]:  # ONNX Runtime 1.23 wants at least their rank
+            info.CopyFrom(helper.make_tensor_value_info(info.name, TensorProto.FLOAT, [None] * rank))
+        graph.output[0].CopyFrom(helper.make_tensor_value_info(graph.output[0].name, TensorProto.INT64, [1]))
         return self.ops("Scan", state, *scanned, outputs=outputs, body=graph, num_scan_inputs=len(scanned))[1:]
 
     def build(self, opset: int = 18) -> FunctionProto:

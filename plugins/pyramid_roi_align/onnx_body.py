@@ -121,7 +121,8 @@ def _pool_by_gathering(body: BodyBuilder, features: list[Value], samples: Sample
     def pool(places: Value, weights: Value) -> Value:
         return (weights @ flat.gather(places)).squeeze(2).transpose(0, 2, 1)  # [G, PP, 1, C] -> [G, C, PP]
 
-    return body.scan(pool, places.reshape(-1, group, bins, taps), weights.reshape(-1, group, bins, 1, taps))[0]
+    places = places.reshape(-1, group, bins, taps)
+    return body.scan(pool, places, weights.reshape(-1, group, bins, 1, taps), rank=3)[0]
 
 
 def _pool_densely(body: BodyBuilder, features: list[Value], samples: Samples) -> Value:
@@ -149,7 +150,7 @@ def _pool_densely(body: BodyBuilder, features: list[Value], samples: Samples) ->
         pooled = column_weights @ body.concat(*lines, axis=2)  # [G, P, P, C]
         return pooled.reshape(group, samples.size * samples.size, channels).transpose(0, 2, 1)
 
-    return body.scan(pool, images, columns, *row_weights)[0]
+    return body.scan(pool, images, columns, *row_weights, rank=3)[0]
 
 
 def _weights_of_cells(body: BodyBuilder, at: Value, weight: Value, length: Value) -> Value:

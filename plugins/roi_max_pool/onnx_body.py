@@ -66,7 +66,7 @@ def function_body(opset: int = 18) -> FunctionProto:
 
     planes = [value.reshape(-1, group, size, size) for value in (corner, filled)]
     lines = [value.reshape(-1, group, size) for value in (down.last, down.step, along.last, along.step)]
-    (pooled,) = body.scan(pool, *planes, *lines)
+    (pooled,) = body.scan(pool, *planes, *lines, rank=3)
     body.output("pooled", body.op("CastLike", pooled.reshape(-1, channels, size, size), features))
     return body.build(opset)
 
