@@ -23,6 +23,8 @@ TORCH = {"torch", "torchvision"}
 TENSORRT = {"tensorrt", "tensorrt_rtx", "pycuda"}
 SCRIPTS = (
     "export/to_onnx.py",
+    "plugins/benchmark.py",
+    "plugins/build.py",
     "runtime/benchmark.py",
     "runtime/evaluate.py",
     "runtime/run_video.py",
@@ -72,8 +74,9 @@ def test_torch_and_tensorrt_stay_in_their_places(package):
 
 
 def imports_of_room(path: Path) -> set[str]:
-    """In plugins, torch belongs to torch_op.py and to the arithmetic that only torch ops share."""
-    return {"torch"} if path.name in ("torch_op.py", "boxes.py") else set()
+    """In plugins, torch belongs to torch_op.py, to the arithmetic that only torch ops share, and to the benchmark."""
+    of_benchmark = path.name.startswith("benchmark") and path.parent.name == "plugins"
+    return {"torch"} if path.name in ("torch_op.py", "boxes.py") or of_benchmark else set()
 
 
 def test_runtime_imports_without_torch_onnx_and_training():

@@ -49,7 +49,8 @@ def box_detections(
     batch, rois_per_image = rois.shape[:2]
     num_logits = class_logits.shape[1]
     scores = class_logits.float().softmax(dim=1).reshape(batch, rois_per_image, num_logits)
-    deltas = bbox_deltas.float().reshape(batch, rois_per_image, -1, 4)  # [B, R, K + 1 or 1, 4]
+    groups = bbox_deltas.shape[1] // 4  # K + 1, or 1
+    deltas = bbox_deltas.float().reshape(batch, rois_per_image, groups, 4)
     num_detections = torch.zeros(batch, 1, dtype=torch.int32, device=rois.device)
     boxes_out = torch.zeros(batch, max_detections, 4, device=rois.device)
     scores_out = torch.zeros(batch, max_detections, device=rois.device)

@@ -9,6 +9,7 @@ The rules that torchvision leaves open are settled here:
     - A NaN score is never a candidate (it takes no place among the `pre_nms_top_n`); a NaN box is dropped.
     - Thresholds are float32, as ONNX attributes are. IoU > threshold and score > threshold are strict, RPN's is >=.
     - A roi without positive width and height is padding: it pools to zeros.
+    - A NaN feature is no maximum, and a maximum begins at the least float32: torchvision's `value > maximum`.
 """
 
 from __future__ import annotations
@@ -170,7 +171,9 @@ def roi_max_pool(rois: np.ndarray, features: np.ndarray, output_size: int, spati
                 x0 = min(max(int(np.floor(F32(px) * bin_w)) + left, 0), width)
                 x1 = min(max(int(np.ceil(F32(px + 1) * bin_w)) + left, 0), width)
                 if y1 > y0 and x1 > x0:
-                    out[row, :, py, px] = features[row // rois_per_image, :, y0:y1, x0:x1].max(axis=(1, 2))
+                    cells = features[row // rois_per_image, :, y0:y1, x0:x1].astype(F32)
+                    with np.errstate(over="ignore"):  # the least float32 is -inf in float16
+                        out[row, :, py, px] = np.fmax.reduce(cells, axis=(1, 2), initial=np.finfo(F32).min)
     return out
 
 

@@ -1,0 +1,1 @@
+"""Camera frames to the network's input: CUDA kernel."""
