@@ -118,6 +118,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             "PyTorch finds no NVIDIA GPU here, and kernels are timed on one: run this where there is one, or give "
             "--cpu to see that the script works."
         )
+    if arguments.output.suffix == ".png":
+        raise ToolchainError(f"--output {arguments.output}: the chart takes that name; give one that ends in .json.")
     if arguments.output.is_dir():
         raise ToolchainError(f"cannot write {arguments.output}: it is a folder; give the name of a file.")
     try:

@@ -26,7 +26,7 @@ import signal
 from collections.abc import Sequence
 
 from plugins.build_steps import cached, make, publish
-from plugins.load import LIBRARIES, cached_libraries, library_metadata, metadata_path
+from plugins.load import LIBRARIES, cached_libraries, library_metadata, metadata_path, source_digest
 from plugins.recipe import Options, Say, find_recipe
 from plugins.resource_usage import Usage, usage_table
 from plugins.toolchain import BuildError, MissingToolError, ToolchainError
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resource-usage", action="store_true", help="print each kernel's registers, spills, memory")
     parser.add_argument("--lineinfo", action="store_true", help="source lines in CUDA code, for profilers")
     parser.add_argument("--sanitize", action="store_true", help="the CPU library with sanitizers")
-    parser.add_argument("--ops", nargs="+", metavar="OP", help="only these, for who works on them")
+    parser.add_argument("--ops", nargs="+", metavar="OP", help="only these, for those who work on them")
     parser.add_argument("--jobs", type=int, help="compilers at a time (default: one per CPU core)")
     parser.add_argument("--force", action="store_true", help="compile even if the cache has the library")
     parser.add_argument("--list", action="store_true", help="list the cache, build nothing")
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
 
     built, left_out = build_kinds(kinds, arguments, say_once)
     if not built:
-        raise ToolchainError("; ".join(dict.fromkeys(left_out.values())))
+        raise ToolchainError("\n".join(dict.fromkeys(left_out.values())))
     for kind, reason in left_out.items():
         print(f"{kind}: left out: {reason}")
     if arguments.resource_usage:
@@ -183,7 +183,10 @@ def cache_table() -> str:
         tools = metadata.get("tools", {})
         facts = [" ".join(metadata.get("architectures", [])) or "CPU"]
         facts += [f"TensorRT {tools['tensorrt']}"] if "tensorrt" in tools else []
-        facts += ["sanitizers"] if "EDGERCNN_SANITIZE" in metadata.get("definitions", {}) else []
+        definitions = metadata.get("definitions", {})
+        facts += [f"only {definitions['EDGERCNN_OPS'].replace(';', ' ')}"] if "EDGERCNN_OPS" in definitions else []
+        facts += ["old sources"] if metadata.get("sources_sha256") != source_digest(metadata["kind"]) else []
+        facts += ["sanitizers"] if "EDGERCNN_SANITIZE" in definitions else []
         lines.append(f"{path}  ({', '.join(facts)})")
     return "\n".join(lines) or "the cache is empty."
 

@@ -98,6 +98,8 @@ def find_recipe(kind: str, options: Options, say: Say) -> Recipe:
         if options.sanitize:
             recipe.definitions["EDGERCNN_SANITIZE"] = "ON"
         return recipe
+    if kind == "plugins" and options.ops is not None:
+        raise MissingToolError("the plugin library has all ops: leave --ops out, or give --kind cuda or cpu.")
     recipe = _with_nvcc(recipe, options, say)
     return _with_tensorrt(recipe, options, say) if kind == "plugins" else recipe
 
@@ -119,11 +121,13 @@ def choose_architectures(requested: Sequence[str] | None, nvcc: Nvcc) -> tuple[t
     else:
         chosen = [name.replace(".", "").removeprefix("sm_") for name in requested or machine]
         reason = "as asked for" if requested else "of this machine's GPU"
-    unknown = " ".join(name for name in chosen if name not in nvcc.architectures)
+    if "all" in chosen:
+        raise ToolchainError("--architectures: `all` stands alone, leave the others out.")
+    unknown = [name for name in chosen if name not in nvcc.architectures]
     if unknown or not chosen:
         known = " ".join(sorted(nvcc.architectures, key=int))
         raise ToolchainError(
-            f"architecture {unknown or 'none'}{' of this machine' if machine else ''}: nvcc {nvcc.version} "
+            f"architecture {' '.join(unknown) or 'none'}{' of this machine' if machine else ''}: nvcc {nvcc.version} "
             f"({nvcc.path}) knows {known}; name some of these, or `all`, or use another nvcc."
         )
     return tuple(sorted(set(chosen), key=int)), reason

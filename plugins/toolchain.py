@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+OLDEST_CUDA = (12, 6)  # JetPack 6's
 SYSTEM_NVCC = Path("/usr/local/cuda/bin/nvcc")
 TENSORRT_FOLDERS = ("/usr/include", "/usr/local/tensorrt/include", "/opt/tensorrt/include")
 PYPI_NVCC = "cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]==13.0.2"
@@ -95,8 +96,8 @@ def find_nvcc(given: Path | None = None) -> Nvcc | None:
         ToolchainError: `given` or $CUDACXX is not there or does not run.
         MissingToolError: the one found elsewhere does not run.
     """
-    named = given or os.environ.get("CUDACXX")
-    if named is None:
+    named = given or shutil.which(os.environ.get("CUDACXX", "")) or os.environ.get("CUDACXX")
+    if not named:
         found = next((path for path in _nvcc_candidates() if _is_program(path)), None)
         return _describe_nvcc(found) if found else None
     if not _is_program(Path(named)):
@@ -151,6 +152,9 @@ def _describe_nvcc(path: Path) -> Nvcc:
     version = re.search(r"V(\d+\.\d+\.\d+)", _run([str(path), "--version"]))
     if version is None:
         raise MissingToolError(f"{path} does not say its version as nvcc does: give another by --nvcc.")
+    if tuple(map(int, version[1].split(".")[:2])) < OLDEST_CUDA:
+        oldest = ".".join(map(str, OLDEST_CUDA))
+        raise MissingToolError(f"{path} is of CUDA {version[1]}, {oldest} or newer is needed: give another by --nvcc.")
     return Nvcc(path, version[1], tuple(re.findall(r"compute_(\d+)\b", _run([str(path), "--list-gpu-arch"]))))
 
 
@@ -182,7 +186,11 @@ def _is_program(path: Path) -> bool:
 
 
 def _run(command: Sequence[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:  # an empty file, a program for another processor
+        reason = error.strerror or str(error)
+        raise MissingToolError(f"`{shlex.join(command)}` does not run ({reason}): repair or replace it.") from error
     if result.returncode != 0:
         last = (result.stderr or result.stdout).strip().splitlines()[-1:] or ["no output"]
         raise MissingToolError(f"`{shlex.join(command)}` failed ({last[0]}): repair or replace it.")

@@ -67,6 +67,7 @@ def test_without_a_gpu_it_says_so(monkeypatch, tmp_path, capsys):
         (["--batch", "1", "33"], "--batch 33: give whole numbers from 1 to 32"),
         (["--batch", "0"], "--batch 0"),
         (["--output", "."], "it is a folder"),
+        (["--output", "numbers.png"], "the chart takes that name"),
         (["--output", "/dev/null/numbers.json"], "cannot write /dev/null/numbers.json"),
     ],
 )

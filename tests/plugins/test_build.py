@@ -220,16 +220,15 @@ def test_the_build_of_the_cpu_library_has_no_warnings(cpu_kernels_path):
 @needs_nvcc
 def test_both_cuda_libraries_export_what_they_should(clone):
     """Of the stand-in sources: nvcc, cmake and the version scripts are the real ones."""
-    ops = ["preprocess", "roi_max_pool"]
-    options = ["--nvcc", NVCC.path, "--architectures", "87", "--resource-usage", "--ops", *ops]
+    options = ["--nvcc", NVCC.path, "--architectures", "87", "--resource-usage"]
     result = clone.build(*options, "--tensorrt-include", clone.tensorrt(), PATH=os.environ["PATH"])
     assert result.returncode == 0, result.stderr
     libraries = {path.name: path for path in clone.libraries()}
     assert set(libraries) == {"libedgercnn_kernels_cpu.so", "libedgercnn_kernels.so", "libedgercnn_plugins.so"}
-    assert exports(libraries["libedgercnn_kernels.so"]) == {f"edgercnn_{op}" for op in ops} | {"edgercnn_status_string"}
+    assert exports(libraries["libedgercnn_kernels.so"]) == {f"edgercnn_{op}" for op in OPS} | {"edgercnn_status_string"}
     assert exports(libraries["libedgercnn_plugins.so"]) == {"getCreators", "setLoggerFinder"}
     assert library_metadata(libraries["libedgercnn_plugins.so"])["tools"]["tensorrt"] == "10.3.0"
-    for op in ops:
+    for op in OPS:
         assert f"{op}Kernel" in result.stdout
     needed = subprocess.run(["readelf", "-d", libraries["libedgercnn_plugins.so"]], capture_output=True, text=True)
     assert "NEEDED" in needed.stdout
@@ -238,7 +237,7 @@ def test_both_cuda_libraries_export_what_they_should(clone):
 
 @needs_nvcc
 def test_without_tensorrt_the_kernel_library_is_built_alone(clone):
-    result = clone.build("--nvcc", NVCC.path, "--architectures", "87", "--ops", "preprocess", PATH=os.environ["PATH"])
+    result = clone.build("--nvcc", NVCC.path, "--architectures", "87", PATH=os.environ["PATH"])
     assert result.returncode == 0, result.stderr
     assert {path.name for path in clone.libraries()} == {"libedgercnn_kernels_cpu.so", "libedgercnn_kernels.so"}
     assert "plugins: left out: TensorRT's headers (NvInferRuntime.h) are not in" in result.stdout

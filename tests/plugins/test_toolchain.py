@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from plugins import toolchain
-from plugins.recipe import choose_architectures
+from plugins.recipe import Options, choose_architectures, find_recipe
 from plugins.resource_usage import Usage, parse_usage, usage_table
-from plugins.toolchain import Nvcc, ToolchainError, find_nvcc, find_tensorrt
+from plugins.toolchain import MissingToolError, Nvcc, ToolchainError, find_nvcc, find_tensorrt
 from tests.plugins.stand_in import PLUGINS, Clone
 
 
@@ -39,6 +39,51 @@ def test_architectures_follow_the_request_the_machine_and_nvcc(monkeypatch):
     monkeypatch.setattr("plugins.recipe.machine_architectures", lambda: ["121"])
     with pytest.raises(ToolchainError, match=r"architecture 121 of this machine: nvcc 12.6.68 .* knows 75 80"):
         choose_architectures(None, nvcc)
+
+
+@pytest.mark.parametrize(
+    ("requested", "sentence"),
+    [([""], "architecture none"), (["87", "all"], "`all` stands alone"), (["12"], "architecture 12: nvcc 12.6.68")],
+)
+def test_architectures_that_make_no_sense_are_refused(requested, sentence):
+    with pytest.raises(ToolchainError, match=sentence):
+        choose_architectures(requested, Nvcc(PLUGINS, "12.6.68", ("75", "87")))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", r"does not run \(.*\): repair or replace it"),
+        ("#!/nonexistent/sh\n", "does not run"),
+        ("#!/bin/sh\necho V11.5.119\n", r"is of CUDA 11.5.119, 12.6 or newer is needed"),
+        ("#!/bin/sh\necho something else\n", "does not say its version"),
+    ],
+)
+def test_an_nvcc_of_no_use_is_left_out_with_a_sentence(monkeypatch, tmp_path, content, sentence):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(content)
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDACXX", "")  # as if it were not there
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingToolError, match=sentence):
+        find_nvcc()
+    with pytest.raises(ToolchainError, match=sentence):  # asked for by name, it is an error
+        find_nvcc(nvcc)
+
+
+def test_cudacxx_may_be_a_name_on_path(clone, monkeypatch):
+    monkeypatch.setenv("PATH", f"{clone.nvcc().parent}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDACXX", "nvcc")
+    found = find_nvcc()
+    assert found is not None
+    assert found.path == clone.nvcc()
+
+
+def test_a_plugin_library_of_some_ops_is_left_out(monkeypatch):
+    with pytest.raises(MissingToolError, match="the plugin library has all ops"):
+        find_recipe("plugins", Options(ops=["preprocess"]), lambda line: None)
 
 
 def test_nvcc_is_looked_for_in_order(clone, monkeypatch, tmp_path):
