@@ -177,6 +177,7 @@ def print_usage(library: Path) -> None:
 
 def cache_table() -> str:
     """What the cache has, newest first."""
+    digests = {name: source_digest(kind) for kind, name in LIBRARIES.items()}
     lines = []
     for path in cached_libraries():
         metadata = library_metadata(path)
@@ -185,7 +186,7 @@ def cache_table() -> str:
         facts += [f"TensorRT {tools['tensorrt']}"] if "tensorrt" in tools else []
         definitions = metadata.get("definitions", {})
         facts += [f"only {definitions['EDGERCNN_OPS'].replace(';', ' ')}"] if "EDGERCNN_OPS" in definitions else []
-        facts += ["old sources"] if metadata.get("sources_sha256") != source_digest(metadata["kind"]) else []
+        facts += ["old sources"] if metadata.get("sources_sha256") != digests[path.name] else []
         facts += ["sanitizers"] if "EDGERCNN_SANITIZE" in definitions else []
         lines.append(f"{path}  ({', '.join(facts)})")
     return "\n".join(lines) or "the cache is empty."

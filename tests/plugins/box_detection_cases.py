@@ -13,7 +13,7 @@ import torch
 
 from plugins.box_detections.torch_op import box_detections
 from tests.plugins import reference
-from tests.plugins.one_node import OPS, check_faces
+from tests.plugins.one_node import OPS, check_faces, in_numpy
 from tests.plugins.test_torch_ops import CLIP
 
 ATOL = {"detection_boxes": 1e-4, "detection_scores": 1e-6}
@@ -51,10 +51,6 @@ CROWDS: dict[str, dict[str, Any]] = {
     "ranking in the workspace": {"classes": 2, "rois": 4000, "place": "apart", "score_threshold": 0.0,
                                  "max_detections": 5000},
 }  # fmt: skip
-
-
-def in_numpy(arguments):
-    return [value.numpy() if isinstance(value, torch.Tensor) else value for value in arguments.values()]
 
 
 def assert_equal(results, expected, atol=ATOL):

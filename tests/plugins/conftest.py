@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from plugins.build import build
 from plugins.toolchain import MissingToolError
+from tests.plugins.cpu_grid_library import FORWARD, SCHEDULES, SWITCHES, Library, kernel_library
 from tests.plugins.plugin_driver import DRIVER, PluginLibrary, compile_plugins, compile_shared, cuda_include
 
 
@@ -53,3 +55,17 @@ def plugins(tensorrt_include, cpu_kernels_path, tmp_path_factory) -> PluginLibra
     folder = tmp_path_factory.mktemp("plugins")
     driver = compile_shared([DRIVER], folder / "libplugin_driver.so", tensorrt_include)
     return PluginLibrary(driver, compile_plugins(folder, tensorrt_include, cpu_kernels_path))
+
+
+@pytest.fixture(scope="module", params=SWITCHES)
+def grid(request, tmp_path_factory) -> Library:
+    """The CPU grid's test kernels, with both ways to switch fibers."""
+    return kernel_library(tmp_path_factory.getbasetemp(), request.param)
+
+
+@pytest.fixture(params=SCHEDULES)
+def ordered(grid, request) -> Iterator[Library]:
+    """The same, in every order of threads."""
+    assert grid.set_schedule(*SCHEDULES[request.param]) == 0
+    yield grid
+    grid.set_schedule(FORWARD)

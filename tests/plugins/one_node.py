@@ -32,6 +32,11 @@ def is_tensors(value):
     return isinstance(value, torch.Tensor) or (isinstance(value, list) and isinstance(value[0], torch.Tensor))
 
 
+def in_numpy(arguments):
+    """An op's arguments in their order, tensors as arrays."""
+    return [plain(value) if is_tensors(value) else value for value in arguments.values()]
+
+
 def named_inputs(arguments):
     """The tensors among an op's arguments, one for each level, by name."""
     inputs = {}

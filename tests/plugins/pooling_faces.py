@@ -9,7 +9,7 @@ import torch
 
 from plugins.host_arrays import packed
 from plugins.kernels import Kernels
-from tests.plugins.one_node import is_tensors, plain
+from tests.plugins.one_node import in_numpy
 
 SCHEDULES = ("forward", "reverse", 7)
 CHANNELS_LAST = {torch.float32: ("nhwc",), torch.float16: ("nhwc", "nhwc8", "nhwc16")}  # nhwc: a pitch of any number
@@ -57,7 +57,7 @@ def layout_pairs(dtype):
 
 def run_kernels(faces, name, arguments, dtype):
     """What the kernels give: to the bit the same in all layouts and whatever the order of threads."""
-    numbers = [plain(value) if is_tensors(value) else value for value in arguments.values()]
+    numbers = in_numpy(arguments)
     results = []
     for layout, output_layout in layout_pairs(dtype):
         for face in faces:

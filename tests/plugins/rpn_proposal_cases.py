@@ -13,7 +13,7 @@ import torch
 
 from plugins.rpn_proposals.torch_op import rpn_proposals
 from tests.plugins import reference
-from tests.plugins.one_node import check_faces
+from tests.plugins.one_node import check_faces, in_numpy
 from tests.plugins.test_torch_ops import CLIP
 
 ATOL = 1e-4  # px
@@ -56,15 +56,6 @@ CROWDS: dict[str, dict[str, Any]] = {
     "a chain": {"place": "chain", "post_nms_top_n": 2000, "body": True},
     "a chain through all tiles of small blocks": {"place": "chain", "pre_nms_top_n": 256, "body": True},
 }
-
-
-def in_numpy(arguments):
-    def convert(value):
-        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-            return [tensor.numpy() for tensor in value]
-        return value.numpy() if isinstance(value, torch.Tensor) else value
-
-    return [convert(value) for value in arguments.values()]
 
 
 def assert_equal(result, expected, atol=ATOL):

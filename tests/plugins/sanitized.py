@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,3 +43,24 @@ def run_sanitized(library: Path, code: str, *, timeout: float = 300) -> subproce
         [sys.executable, "-c", HEADER + code, str(library)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
+
+
+def sanitized_results(
+    library: Path, folder: Path, op: str, calls: Iterable[tuple[list[Any], dict[str, Any]]]
+) -> list[Any]:
+    """What the op's method of `Kernels` gives for each (arguments, keywords) of `calls`, under the sanitizers.
+
+    They travel through files in `folder`. A finding of a sanitizer fails the test.
+    """
+    (folder / "calls").write_bytes(pickle.dumps(list(calls)))
+    code = f"""
+import pickle
+from pathlib import Path
+folder = Path({str(folder)!r})
+calls = pickle.loads((folder / "calls").read_bytes())
+results = [Kernels(library).{op}(*arguments, **keywords) for arguments, keywords in calls]
+(folder / "results").write_bytes(pickle.dumps(results))
+"""
+    finished = run_sanitized(library, code)
+    assert finished.returncode == 0, finished.stderr
+    return pickle.loads((folder / "results").read_bytes())

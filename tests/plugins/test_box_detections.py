@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from functools import partial
 from typing import Any
 
@@ -23,11 +22,11 @@ from tests.plugins.box_detection_cases import (
     assert_equal,
     check_all_faces,
     crowd,
-    in_numpy,
     run_kernels,
     spread_logits,
 )
-from tests.plugins.sanitized import run_sanitized
+from tests.plugins.one_node import in_numpy
+from tests.plugins.sanitized import sanitized_results
 from tests.plugins.test_torch_ops import CLIP, DETECTION_CASES, detection_case
 
 SCHEDULES = ("forward", "reverse", 7)
@@ -246,19 +245,9 @@ def test_sanitizers_find_nothing(kernels, sanitized_kernels_path, tmp_path):
         crowd(0, rois=1500, classes=1, score_threshold=0.0, max_detections=1400, nms_threshold=1.0),
         crowd(0, rois=4200, classes=1, score_threshold=0.0, place="apart", max_detections=5000),
     ]
-    (tmp_path / "cases").write_bytes(pickle.dumps([in_numpy(case) for case in cases]))
-    code = f"""
-import pickle
-from functools import partial
-from typing import Any
-from pathlib import Path
-folder = Path({str(tmp_path)!r})
-cases = pickle.loads((folder / "cases").read_bytes())
-(folder / "results").write_bytes(pickle.dumps([Kernels(library).box_detections(*case) for case in cases]))
-"""
-    finished = run_sanitized(sanitized_kernels_path, code)
-    assert finished.returncode == 0, finished.stderr
-    for case, results in zip(cases, pickle.loads((tmp_path / "results").read_bytes()), strict=True):
+    calls = [(in_numpy(case), {}) for case in cases]
+    found = sanitized_results(sanitized_kernels_path, tmp_path, "box_detections", calls)
+    for case, results in zip(cases, found, strict=True):
         assert_equal(results, run_kernels(kernels[:1], case))
 
 

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from plugins.common.boxes import clip_boxes, decode_boxes
 from plugins.kernels import Kernels
-from tests.plugins.box_detection_cases import in_numpy
+from tests.plugins.one_node import in_numpy
 from tests.plugins.test_torch_ops import CLIP
 
 CASES = int(os.environ.get("EDGERCNN_TEST_CASES", "10000"))

@@ -8,23 +8,11 @@ import threading
 import numpy as np
 import pytest
 
-from tests.plugins.cpu_grid_library import FAULT, FORWARD, SCHEDULES, SHUFFLED, SWITCHES, kernel_library
+from tests.plugins.cpu_grid_library import FAULT, FORWARD, SCHEDULES, SHUFFLED
 
 LANES = np.arange(32)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CPU grid cannot be compiled")
-
-
-@pytest.fixture(scope="module", params=SWITCHES)
-def grid(request, tmp_path_factory):
-    return kernel_library(tmp_path_factory.getbasetemp(), request.param)
-
-
-@pytest.fixture(params=SCHEDULES)
-def ordered(grid, request):
-    assert grid.set_schedule(*SCHEDULES[request.param]) == 0
-    yield grid
-    grid.set_schedule(FORWARD)
 
 
 def random_integers(*shape: int, below: int = 1000) -> np.ndarray:

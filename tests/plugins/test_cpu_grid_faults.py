@@ -17,24 +17,10 @@ from tests.plugins.cpu_grid_library import (
     GRID,
     KERNELS,
     SCHEDULES,
-    SWITCHES,
     compile_code,
-    kernel_library,
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CPU grid cannot be compiled")
-
-
-@pytest.fixture(scope="module", params=SWITCHES)
-def grid(request, tmp_path_factory):
-    return kernel_library(tmp_path_factory.getbasetemp(), request.param)
-
-
-@pytest.fixture(params=SCHEDULES)
-def ordered(grid, request):
-    assert grid.set_schedule(*SCHEDULES[request.param]) == 0
-    yield grid
-    grid.set_schedule(FORWARD)
 
 
 def test_a_forgotten_barrier_shows_as_a_difference_between_schedules(grid):

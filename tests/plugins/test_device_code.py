@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from torchvision.ops import nms
 
 from plugins.common.boxes import clip_boxes, decode_boxes
 from tests.plugins import reference
+from tests.plugins.cpu_grid_library import GRID, compile_code
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = (ROOT / "tests/plugins/device_code_kernels.cu", ROOT / "plugins/common/cpu_grid.cpp")
+KERNELS = Path(__file__).parent / "device_code_kernels.cu"
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
 
@@ -27,10 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on t
 @pytest.fixture(scope="module")
 def code(tmp_path_factory):
     library = tmp_path_factory.mktemp("device_code") / "libdevice_code.so"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-    command = ["g++", *flags, "-I", str(ROOT / "plugins"), "-x", "c++", *map(str, SOURCES), "-o", str(library)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    compile_code(library, ["-O2", "-shared"], KERNELS, GRID)
     return ctypes.CDLL(str(library))
 
 

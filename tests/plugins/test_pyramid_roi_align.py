@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import pickle
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from plugins.describe import describe_pyramid_roi_align
 from plugins.kernels import Kernels
 from plugins.pyramid_roi_align.torch_op import pyramid_roi_align
 from tests.plugins import reference
-from tests.plugins.one_node import check_faces, is_tensors, plain
+from tests.plugins.one_node import check_faces, in_numpy
 from tests.plugins.pooling_faces import (
     all_schedules,
     layout_pairs,
@@ -28,7 +27,7 @@ from tests.plugins.pooling_faces import (
     run_kernels,
     without_padding,
 )
-from tests.plugins.sanitized import run_sanitized
+from tests.plugins.sanitized import sanitized_results
 
 ATOL = {torch.float32: 2e-6, torch.float16: 2e-3}  # features are N(0, 1); rounding to float16 may go either way
 FARTHEST = 2.0**18  # cells
@@ -54,10 +53,6 @@ def align_case(
         "canonical_level": 4,
         **changes,
     }
-
-
-def in_numpy(arguments):
-    return [plain(value) if is_tensors(value) else value for value in arguments.values()]
 
 
 CASES = {
@@ -244,20 +239,10 @@ def test_the_sanitizers_find_nothing(sanitized_kernels_path, kernels, tmp_path):
         (align_case(count=11, channels=5, dtype=torch.float16, output_size=14, batch=1), "nchw", "nhwc8"),
         (align_case(count=11, channels=4, aligned=True), "nhwc", "nhwc"),
     ]
-    tasks = [(in_numpy(case), layout, output_layout) for case, layout, output_layout in cases]
-    (tmp_path / "cases").write_bytes(pickle.dumps(tasks))
-    code = f"""
-import pickle
-from pathlib import Path
-folder = Path({str(tmp_path)!r})
-cases = pickle.loads((folder / "cases").read_bytes())
-results = [Kernels(library).pyramid_roi_align(*case, layout=a, output_layout=b) for case, a, b in cases]
-(folder / "results").write_bytes(pickle.dumps(results))
-"""
-    finished = run_sanitized(sanitized_kernels_path, code)
-    assert finished.returncode == 0, finished.stderr
-    for (case, *_), result in zip(tasks, pickle.loads((tmp_path / "results").read_bytes()), strict=True):
-        np.testing.assert_array_equal(result, kernels[0].pyramid_roi_align(*case))
+    calls = [(in_numpy(case), {"layout": one, "output_layout": other}) for case, one, other in cases]
+    found = sanitized_results(sanitized_kernels_path, tmp_path, "pyramid_roi_align", calls)
+    for (arguments, _), result in zip(calls, found, strict=True):
+        np.testing.assert_array_equal(result, kernels[0].pyramid_roi_align(*arguments))
 
 
 # --- on a GPU

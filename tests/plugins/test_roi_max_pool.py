@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from plugins.describe import describe_roi_max_pool
 from plugins.kernels import Kernels
 from plugins.roi_max_pool.torch_op import roi_max_pool
 from tests.plugins import reference
-from tests.plugins.one_node import check_faces, is_tensors, plain
+from tests.plugins.one_node import check_faces, in_numpy
 from tests.plugins.pooling_faces import (
     all_schedules,
     layout_pairs,
@@ -27,7 +26,7 @@ from tests.plugins.pooling_faces import (
     run_kernels,
     without_padding,
 )
-from tests.plugins.sanitized import run_sanitized
+from tests.plugins.sanitized import sanitized_results
 
 FARTHEST = 2.0**29  # cells
 
@@ -46,10 +45,6 @@ def pool_case(seed=0, batch=2, count=12, channels=3, dtype=torch.float32, size=(
         "spatial_scale": 0.25,
         **changes,
     }
-
-
-def in_numpy(arguments):
-    return [plain(value) if is_tensors(value) else value for value in arguments.values()]
 
 
 CASES = {
@@ -197,20 +192,10 @@ def test_the_sanitizers_find_nothing(sanitized_kernels_path, kernels, tmp_path):
         (pool_case(channels=5, dtype=torch.float16), "nchw", "nhwc8"),
         (pool_case(channels=4), "nhwc", "nhwc"),
     ]
-    tasks = [(in_numpy(case), layout, output_layout) for case, layout, output_layout in cases]
-    (tmp_path / "cases").write_bytes(pickle.dumps(tasks))
-    code = f"""
-import pickle
-from pathlib import Path
-folder = Path({str(tmp_path)!r})
-cases = pickle.loads((folder / "cases").read_bytes())
-results = [Kernels(library).roi_max_pool(*case, layout=a, output_layout=b) for case, a, b in cases]
-(folder / "results").write_bytes(pickle.dumps(results))
-"""
-    finished = run_sanitized(sanitized_kernels_path, code)
-    assert finished.returncode == 0, finished.stderr
-    for (case, *_), result in zip(tasks, pickle.loads((tmp_path / "results").read_bytes()), strict=True):
-        np.testing.assert_array_equal(result, kernels[0].roi_max_pool(*case))
+    calls = [(in_numpy(case), {"layout": one, "output_layout": other}) for case, one, other in cases]
+    found = sanitized_results(sanitized_kernels_path, tmp_path, "roi_max_pool", calls)
+    for (arguments, _), result in zip(calls, found, strict=True):
+        np.testing.assert_array_equal(result, kernels[0].roi_max_pool(*arguments))
 
 
 # --- on a GPU

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from functools import partial
 
 import pytest
@@ -13,8 +12,9 @@ from plugins.build import build
 from plugins.describe import describe_rpn_proposals
 from plugins.kernels import Kernels
 from plugins.rpn_proposals.torch_op import rpn_proposals
-from tests.plugins.rpn_proposal_cases import CROWDS, EDGES, assert_equal, crowd, in_numpy, run_kernels
-from tests.plugins.sanitized import run_sanitized
+from tests.plugins.one_node import in_numpy
+from tests.plugins.rpn_proposal_cases import CROWDS, EDGES, assert_equal, crowd, run_kernels
+from tests.plugins.sanitized import sanitized_results
 from tests.plugins.test_torch_ops import CLIP, RPN_CASES, rpn_case
 
 
@@ -127,18 +127,9 @@ def test_sanitizers_find_nothing(kernels, sanitized_kernels_path, tmp_path):
         (crowd(0, **CROWDS["chunks"]), "nhwc"),
         (crowd(0, **CROWDS["sort beyond shared memory"]), "nchw"),
     ]
-    (tmp_path / "cases").write_bytes(pickle.dumps([(in_numpy(case), layout) for case, layout in cases]))
-    code = f"""
-import pickle
-from pathlib import Path
-folder = Path({str(tmp_path)!r})
-cases = pickle.loads((folder / "cases").read_bytes())
-results = [Kernels(library).rpn_proposals(*case, layout=layout) for case, layout in cases]
-(folder / "results").write_bytes(pickle.dumps(results))
-"""
-    finished = run_sanitized(sanitized_kernels_path, code)
-    assert finished.returncode == 0, finished.stderr
-    for (case, _), results in zip(cases, pickle.loads((tmp_path / "results").read_bytes()), strict=True):
+    calls = [(in_numpy(case), {"layout": layout}) for case, layout in cases]
+    found = sanitized_results(sanitized_kernels_path, tmp_path, "rpn_proposals", calls)
+    for (case, _), results in zip(cases, found, strict=True):
         assert_equal(results, run_kernels([(kernels, "nchw")], case))
 
 

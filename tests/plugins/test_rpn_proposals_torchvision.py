@@ -13,7 +13,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 
 from plugins.kernels import Kernels
-from tests.plugins.rpn_proposal_cases import ATOL, in_numpy, spread
+from tests.plugins.one_node import in_numpy
+from tests.plugins.rpn_proposal_cases import ATOL, spread
 from tests.plugins.test_torch_ops import CLIP
 
 CASES = int(os.environ.get("EDGERCNN_TEST_CASES", "10000"))
