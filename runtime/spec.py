@@ -245,7 +245,7 @@ class DetectorSpec:
     box_head: BoxHeadSpec
     detection: DetectionSpec
     outputs: OutputSpec
-    precision: Annotated[str, one_of("fp32")]
+    precision: Annotated[str, one_of("fp32", "fp16", "int8")]  # of the dense part; FP16 and INT8 stand in the graph
     parent_digest: Annotated[str, ruled(lambda text: len(text) == 64, "a SHA-256 in hexadecimal, or null")] | None
 
     def __post_init__(self) -> None:

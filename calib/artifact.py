@@ -1,0 +1,48 @@
+"""What a model in memory says about itself: its DetectorSpec, checked, and the types of its values."""
+
+from __future__ import annotations
+
+from onnx import GraphProto, ModelProto
+
+from runtime.errors import ArtifactError, SpecError
+from runtime.spec import DetectorSpec
+
+SPEC_KEY, DIGEST_KEY = "edgercnn.spec", "edgercnn.digest"
+ADVICE = "export the model again"
+
+
+def spec_of_model(model: ModelProto) -> DetectorSpec:
+    """The spec in `model`'s metadata, checked against its digest.
+
+    Raises:
+        ArtifactError: there is none, it is not valid, or it does not match its digest.
+    """
+    metadata = {item.key: item.value for item in model.metadata_props}
+    for key in (SPEC_KEY, DIGEST_KEY):
+        if key not in metadata:
+            raise ArtifactError(f"the model carries no {key}: it was not exported by EdgeRCNN; {ADVICE}.")
+    try:
+        spec = DetectorSpec.from_json(metadata[SPEC_KEY])
+    except SpecError as error:
+        raise ArtifactError(f"in the model, {error}") from error
+    if spec.digest() != metadata[DIGEST_KEY]:
+        raise ArtifactError(f"the model's spec does not match its digest, so one of them was edited: {ADVICE}.")
+    return spec
+
+
+def replace_spec(model: ModelProto, spec: DetectorSpec) -> None:
+    """Write `spec` and its digest over those of `model`; the other properties stay as they are."""
+    values = {SPEC_KEY: spec.to_json(), DIGEST_KEY: spec.digest()}
+    replaced = 0
+    for item in model.metadata_props:
+        if item.key in values:
+            item.value = values[item.key]
+            replaced += 1
+    assert replaced == len(values), f"{replaced} of {len(values)} properties replaced"
+
+
+def element_types(graph: GraphProto) -> dict[str, int]:
+    """Element type (TensorProto.FLOAT, ...) of every value whose type is stated and of every constant."""
+    values = [*graph.input, *graph.output, *graph.value_info]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return {**types, **{item.name: item.data_type for item in graph.initializer}}
