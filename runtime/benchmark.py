@@ -8,6 +8,7 @@
 Against torchvision run: the engine; torchvision eagerly; eagerly in channels_last; and torchvision's own ONNX export in
 ONNX Runtime with our settings. All start at the camera's frame and end with boxes in it, and must find the same.
 Without --engine, an engine is exported from --weights. OUTPUT gets all numbers; a chart with its name lies beside it.
+Then each contestant is started --starts times in a process of its own: time to its first boxes, and memory.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 import argparse
 import contextlib
 import json
+import tempfile
 from collections.abc import Sequence
 
 import cv2
 
 from runtime.benchmark_report import report, to_mapping
-from runtime.benchmark_setup import Setup, choose_setup, load_peers
+from runtime.benchmark_setup import Setup, choose_setup, load_peers, open_engine
+from runtime.benchmark_start import Entry, Start, measure_starts
 from runtime.command import command_parser, run_command
-from runtime.detector import open_detector
 from runtime.errors import ParityError, UserError
 from runtime.files import atomic_output, check_writable
 from runtime.hardware import CpuWatch, physical_cores
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--images", type=Path, help="folder of images (default: generated conveyor pictures)")
     how.add_argument("--frames", type=int, default=4, help="different frames per turn")
     how.add_argument("--repeat", type=int, default=15, help="rounds, in each of which every contestant has one turn")
+    how.add_argument("--starts", type=int, default=3, help="starts in a process of its own per contestant; 0: none")
     how.add_argument("--threads", type=int, default=physical_cores(), help="CPU threads of every contestant")
     how.add_argument("--providers", nargs="+", help="ONNX Runtime's, in order of preference: cuda, cpu")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark.json"), help="file for the numbers")
@@ -80,9 +83,10 @@ def main(argv: list[str] | None = None) -> int:
             watch = CpuWatch()
             timings = time_in_turns(contestants, setup.frames, arguments.repeat, advance)
             others = watch.others_share()
+        starts = time_starts(setup, contestants, arguments)
     ratios = [speed_ratio(timings[0], reference) for reference in timings[1:]]
-    print(report(setup, timings, ratios, agreements, arguments.threads, others))
-    content = to_mapping(setup, timings, ratios, agreements, arguments, others)
+    print(report(setup, timings, ratios, agreements, starts, arguments.threads, others))
+    content = to_mapping(setup, timings, ratios, agreements, starts, arguments, others)
     with atomic_output(arguments.output) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     written = [str(arguments.output)]
@@ -105,6 +109,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for name in ("frames", "repeat", "threads"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: give a whole number of at least 1.")
+    if arguments.starts < 0:
+        raise UserError(f"--starts {arguments.starts}: give a whole number, 0 for none.")
     if arguments.against and arguments.providers not in (None, ["cpu"]):
         raise UserError("--against torchvision compares on the CPU: leave out --providers.")
     if arguments.against and arguments.engine is not None and len(arguments.engine) > 1:
@@ -123,7 +129,7 @@ def open_contestants(setup: Setup, arguments: argparse.Namespace, stack: context
     providers = ["cpu"] if arguments.against else arguments.providers
     contestants: list[Contestant] = []
     for path, name in zip(setup.engines, engine_names(setup.engines), strict=True):
-        detector = stack.enter_context(open_detector(path, providers=providers, threads=arguments.threads))
+        detector = stack.enter_context(open_engine(path, providers, arguments.threads))
         contestants.append(EngineContestant(name, detector))
     if arguments.against:
         frame_hw = setup.frames[0].shape[:2]
@@ -132,6 +138,25 @@ def open_contestants(setup: Setup, arguments: argparse.Namespace, stack: context
             setup.weights, frame_hw, threads=arguments.threads, folder=setup.cache, say=print
         )
     return contestants
+
+
+def time_starts(setup: Setup, contestants: Sequence[Contestant], arguments: argparse.Namespace) -> list[Start]:
+    """Every contestant from nothing to its first boxes; ours also with the cache of optimised models off."""
+    if arguments.starts == 0:
+        return []
+    providers = ["cpu"] if arguments.against else arguments.providers
+    entries = []
+    with tempfile.TemporaryDirectory() as folder:
+        for position, contestant in enumerate(contestants):
+            if isinstance(contestant, EngineContestant):
+                what = {"kind": "engine", "path": str(setup.engines[position].absolute()), "providers": providers}
+                entries.append(Entry(contestant.name, what))
+                if setup.engines[position].suffix == ".onnx":
+                    entries.append(Entry(f"{contestant.name}, no cache", what, uses_cache=False))
+            else:
+                entries.append(Entry(contestant.name, load_peers().save_for_child(contestant, Path(folder))))
+        with progress_bar(len(entries) * (arguments.starts + 1), "starting", unit="process") as advance:
+            return measure_starts(entries, setup.frames[0], arguments.threads, arguments.starts, advance)
 
 
 def engine_names(paths: Sequence[Path]) -> list[str]:

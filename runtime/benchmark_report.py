@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark_setup import Setup
+from runtime.benchmark_start import Start
 from runtime.detector import STAGES
 from runtime.hardware import cpu_name, describe_machine
 from runtime.tables import format_table
@@ -23,6 +24,7 @@ def report(
     timings: Sequence[Timing],
     ratios: Sequence[SpeedRatio],
     agreements: Sequence[Agreement],
+    starts: Sequence[Start],
     threads: int,
     others: float | None,
 ) -> str:
@@ -32,6 +34,8 @@ def report(
     what = f"{setup.spec.architecture}, {frames} frames of {width}x{height} px, {rounds} rounds"
     lines = [f"{cpu_name()}, {threads} threads; {what}"]
     lines += ["", *(f"{one.name}: {one.description}" for one in timings), "", timing_table(timings)]
+    if starts:
+        lines += ["", start_table(starts)]
     if agreements:
         lines += ["", agreement_table(agreements)]
     lines += ["", *(_sentence(ratio) for ratio in ratios)] if ratios else []
@@ -55,6 +59,16 @@ def timing_table(timings: Sequence[Timing]) -> str:
     return format_table(["frame to boxes", "median ms", "p95 ms", "per second", "relative", *STAGES], rows)
 
 
+def start_table(starts: Sequence[Start]) -> str:
+    """One row per contestant: from nothing to its first boxes, and the memory it then holds."""
+    header = ["in a process of its own", "start to boxes ms", "open to boxes ms", "resident MB", "peak MB"]
+    rows = [
+        [one.name, f"{one.process_ms:.0f}", f"{one.open_ms:.0f}", *map(_mb, (one.resident_mb, one.peak_mb))]
+        for one in starts
+    ]
+    return format_table(header, rows)
+
+
 def agreement_table(agreements: Sequence[Agreement]) -> str:
     """One row per contestant but the first, whose detections are the reference."""
     rows = [
@@ -70,6 +84,7 @@ def to_mapping(
     timings: Sequence[Timing],
     ratios: Sequence[SpeedRatio],
     agreements: Sequence[Agreement],
+    starts: Sequence[Start],
     arguments: argparse.Namespace,
     others: float | None,
 ) -> dict[str, Any]:
@@ -91,6 +106,7 @@ def to_mapping(
         "contestants": [_contestant(one) for one in timings],
         "ratios": [asdict(ratio) for ratio in ratios],
         "agreement": [asdict(one) for one in agreements],
+        "starts": [asdict(one) for one in starts],
     }
 
 
@@ -105,6 +121,10 @@ def _contestant(timing: Timing) -> dict[str, Any]:
         "stages_ms": timing.median_stages_ms,
         "times_ms": [[round(float(value), 3) for value in row] for row in timing.times_ms],
     }
+
+
+def _mb(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0f}"
 
 
 def _sentence(ratio: SpeedRatio) -> str:

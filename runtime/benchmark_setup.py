@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime import plan
 from runtime.backends.onnxruntime import read_spec
 from runtime.conveyor.scene import render_scene
+from runtime.detector import Detector, open_detector
 from runtime.errors import ArtifactError, BackendUnavailableError, RunError, SourceError, UserError
 from runtime.files import cache_folder
 from runtime.images import SUFFIXES, read_image
@@ -84,7 +86,7 @@ def load_peers() -> Any:
 
 
 def artifact_spec(path: Path) -> DetectorSpec:
-    """The spec inside an .onnx or .pt file.
+    """The spec inside an .onnx or .pt file, or beside a plan.
 
     Raises:
         ArtifactError: it cannot be used.
@@ -92,7 +94,18 @@ def artifact_spec(path: Path) -> DetectorSpec:
     if path.suffix.lower() in (".pt", ".pth"):
         spec: DetectorSpec = load_peers().open_checkpoint(str(path))[1]
         return spec
+    if path.suffix.lower() in plan.SUFFIXES:
+        record = plan.read_sidecar(path)
+        if record is None:
+            sidecar = plan.sidecar_path(path)
+            raise ArtifactError(f"{sidecar} is not there, so the plan's spec is unknown: build the plan again.")
+        return record.spec
     return read_spec(path)
+
+
+def open_engine(path: Path, providers: list[str] | None, threads: int) -> Detector:
+    """`open_detector`; a plan runs on the GPU and takes no number of CPU threads."""
+    return open_detector(path, providers=providers, threads=None if path.suffix.lower() in plan.SUFFIXES else threads)
 
 
 def find_weights(engine: Path, spec: DetectorSpec) -> Path:

@@ -34,17 +34,68 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags() -> str:
+    """The CPU's instruction sets as the system lists them; "" where it does not."""
+    for key in ("flags", "Features"):
+        for line in _lines("/proc/cpuinfo"):
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return " ".join(sorted(value.split()))
+    return ""
+
+
 def physical_cores() -> int:
-    """Cores without counting hyperthreads, no more than this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    pairs, socket = set(), ""
+    """Cores that this process may use: hyperthreads of one core count once, and a container's CPU quota is a limit."""
+    logical = os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(logical))
+    cores, processor, socket = set(), -1, ""
     for line in _lines("/proc/cpuinfo"):
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if name == "processor" and value.isdigit():
+            processor = int(value)
+        elif name == "physical id":
+            socket = value
+        elif name == "core id" and processor in allowed:
+            cores.add((socket, value))
+    return max(1, min(len(cores) or len(allowed), int(_cpu_quota())))
+
+
+def resident_mb() -> tuple[float, float] | None:
+    """RAM of this process, now and at most so far, MB (10^6 bytes); None where the system does not tell."""
+    found = {}
+    for line in _lines("/proc/self/status"):
         name, _, value = line.partition(":")
-        if name.strip() == "physical id":
-            socket = value.strip()
-        elif name.strip() == "core id":
-            pairs.add((socket, value.strip()))
-    return min(len(pairs) or allowed, allowed)
+        if name in ("VmRSS", "VmHWM"):
+            found[name] = int(value.split()[0]) * 1024 / 1e6
+    return (found["VmRSS"], found["VmHWM"]) if len(found) == 2 else None
+
+
+def _cpu_quota() -> float:
+    """CPUs' worth of time that the control groups of this process may use, as `docker run --cpus` sets it.
+
+    Ref: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max),
+    https://docs.kernel.org/scheduler/sched-bwc.html (cpu.cfs_quota_us)
+    """
+    quotas = [float(os.cpu_count() or 1)]
+    for line in _lines("/proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for folder in _with_parents(path):
+            root = f"/sys/fs/cgroup/{controllers + '/' if controllers else ''}{folder}".rstrip("/")
+            quota = _lines(f"{root}/cpu.cfs_quota_us") + _lines(f"{root}/cpu.cfs_period_us")
+            for limit in [" ".join(quota), *_lines(f"{root}/cpu.max")]:
+                words = limit.split()
+                if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0:
+                    quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas)
+
+
+def _with_parents(path: str) -> list[str]:
+    """ "/a/b" -> ["a/b", "a", ""]: inside a container, only the last is there."""
+    parts = path.strip("/").split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts), -1, -1)]
 
 
 class CpuWatch:

@@ -1,6 +1,7 @@
 """Run a detector on a video, a folder of images, an image, a camera or a stream, and write what it finds.
 
     python runtime/run_video.py                                   model.onnx on a generated clip of a conveyor belt
+    python runtime/run_video.py --engine fp16.plan                a TensorRT plan instead
     python runtime/run_video.py --source parts.mp4                -> output/parts.mp4, .jsonl (boxes), .png (overview)
     python runtime/run_video.py --source 0 --show                 a camera
     python runtime/run_video.py --source rtsp://host/stream --max-frames 1000
@@ -42,7 +43,8 @@ DEFAULT_SCORE = 0.5
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(__doc__)
-    parser.add_argument("--engine", default=DEFAULT_ENGINE, help="the detector: an .onnx file, or a checkpoint .pt")
+    parser.add_argument("--engine", default=DEFAULT_ENGINE, help="the detector: .onnx, .plan or a checkpoint .pt")
+    parser.add_argument("--spec", help="for a plan without its .json: the .onnx that it was built from")
     parser.add_argument("--source", help="file, folder of images, camera number or URL; default: a generated clip")
     parser.add_argument("--output", help="the MP4 (for one image: a PNG); default: output/<name of the source>.mp4")
     parser.add_argument("--json", help="where the boxes go, one JSON object a line; default: beside the output")
@@ -55,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--provider", action="append", help="ONNX Runtime's: cpu, cuda or tensorrt; repeat it in order of preference"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads of the network; default: ONNX Runtime's own choice")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads of the network; default: one per physical core that it may use"
+    )
     return parser
 
 
@@ -75,9 +79,12 @@ def main(argv: list[str] | None = None) -> int:
         window = Window() if arguments.show else None
         if window:
             stack.callback(window.close)
-        print(f"{arguments.engine}: {detector.description}")
-        report, description = _run(detector, source, paths, window, score, arguments.max_frames)
-    return _finish(report, paths, description)
+        description = detector.description
+        print(f"{arguments.engine}: {description}")
+        report, video = _run(detector, source, paths, window, score, arguments.max_frames)
+        if detector.description != description:  # CUDA graphs are made while it runs
+            print(f"{arguments.engine}: {detector.description}")
+    return _finish(report, paths, video)
 
 
 def demo_clip() -> Path:
@@ -98,7 +105,7 @@ def _detector(arguments: argparse.Namespace) -> Detector:
             f"there is no {DEFAULT_ENGINE} in this folder: `python export/to_onnx.py` makes it, or name another file "
             "with --engine."
         )
-    return open_detector(arguments.engine, providers=arguments.provider, threads=arguments.threads)
+    return open_detector(arguments.engine, providers=arguments.provider, threads=arguments.threads, spec=arguments.spec)
 
 
 def _least_score(asked: float | None, detector: Detector) -> float:

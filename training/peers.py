@@ -55,7 +55,7 @@ class TorchvisionEager:
 
     def __init__(self, model: FasterRCNN, spec: DetectorSpec, *, channels_last: bool = False) -> None:
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
-        self.spec = spec
+        self.spec, self.channels_last = spec, channels_last
         self.name = "torchvision eager, channels_last" if channels_last else "torchvision eager"
         versions = f"torchvision {torchvision.__version__}, PyTorch {torch.__version__}"
         self.description = f"{versions}, CPU, {torch.get_num_threads()} threads"
@@ -75,13 +75,31 @@ class TorchvisionOnnx:
     def __init__(self, path: Path, spec: DetectorSpec, threads: int) -> None:
         ort = onnxruntime_backend.load_onnxruntime()  # the same settings as ours, from the same function
         self.session = onnxruntime_backend.open_session(ort, path, [onnxruntime_backend.CPU], threads)
-        self.spec = spec
+        self.path, self.spec = path, spec
         self.description = f"torch.onnx.export of torchvision {torchvision.__version__}, CPUExecutionProvider"
 
     def __call__(self, frame: np.ndarray) -> Detections:
         """Detections of one frame, uint8 [H, W, 3] BGR."""
         boxes, labels, scores = self.session.run(["boxes", "labels", "scores"], {"image": image_tensor(frame).numpy()})
         return to_detections(boxes, scores, labels, self.spec)
+
+
+def save_for_child(contestant: TorchvisionEager | TorchvisionOnnx, folder: Path) -> dict[str, Any]:
+    """What `runtime/benchmark_child.py` opens in another process, as a user would: one file, loaded whole."""
+    common = {"spec": contestant.spec.to_json()}
+    if isinstance(contestant, TorchvisionOnnx):
+        return {"kind": "onnx", "path": str(contestant.path), **common}
+    path = folder / f"eager-{int(contestant.channels_last)}.pt"
+    torch.save(contestant.model, path)
+    return {"kind": "eager", "path": str(path), "channels_last": contestant.channels_last, **common}
+
+
+def open_saved(what: dict[str, Any]) -> TorchvisionEager:
+    """The eager contestant of `save_for_child`, with "threads"; the file is the benchmark's own."""
+    torch.set_num_threads(what["threads"])
+    model = torch.load(what["path"], weights_only=False)
+    spec = DetectorSpec.from_json(what["spec"])
+    return TorchvisionEager(model, spec, channels_last=what["channels_last"])
 
 
 def open_checkpoint(source: str) -> tuple[FasterRcnn, DetectorSpec]:

@@ -1,12 +1,13 @@
 """What a backend offers: the network alone, from prepared images to the four raw outputs.
 
-A backend's module has `open_backend(path, *, providers=None, threads=None) -> Backend`; the table of suffixes is in
-`runtime/detector.py`. Shapes: B images, D rows for detections.
+A backend's module has `open_backend(path, *, providers=None, threads=None) -> Backend`, that of plans also `spec`; the
+table of suffixes is in `runtime/detector.py`. Shapes: B images, D rows for detections.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,9 +27,13 @@ class Backend(Protocol):
     """Runs the network of one artifact."""
 
     name: str  # "onnxruntime", "torch", ...
-    description: str  # library, version and what it runs on, as it turned out to be
     spec: DetectorSpec
     max_batch: int | None  # images per call; None: any number
+
+    @property
+    def description(self) -> str:
+        """Library, version and what it runs on, as it has turned out to be by now."""
+        ...
 
     def infer(
         self, images: np.ndarray, im_info: np.ndarray
@@ -38,4 +43,34 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what the library holds."""
+        ...
+
+
+class Staged(Protocol):
+    """Frames that a StagingBackend has taken in, and not yet run. One that is dropped gives its place back."""
+
+    def release(self) -> None:
+        """Give its place back; it cannot be run afterwards."""
+        ...
+
+
+@runtime_checkable
+class StagingBackend(Protocol):
+    """A backend that takes frames itself, so that it can upload a batch while it runs the one before."""
+
+    def stage(self, frames: Sequence[Any]) -> Staged:
+        """Take the frames in; waits for a free place. May be called in another thread than `infer_staged`."""
+        ...
+
+    def infer_staged(self, staged: Staged) -> RawOutputs:
+        """Run them, and release them."""
+        ...
+
+
+@runtime_checkable
+class CloneableBackend(Protocol):
+    """A backend of which a second one can share the weights."""
+
+    def clone(self) -> Backend:
+        """A backend for another thread; each of the two is closed on its own."""
         ...

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from runtime.backends.base import Staged
 from runtime.detections import Detections
 from runtime.detector import Detector
 from runtime.preprocess import NetworkInput
@@ -97,7 +98,7 @@ class Pipeline:
         self._min_score, self._max_frames = min_score, max_frames
         self._max_decoded = None if live else max_frames
         self._decoded: BoundedQueue[_Item[None]] = BoundedQueue("preprocess", size, keep_latest=live)
-        self._prepared: BoundedQueue[_Item[NetworkInput]] = BoundedQueue("infer", size)
+        self._prepared: BoundedQueue[_Item[NetworkInput | Staged]] = BoundedQueue("infer", size)
         self._detected: BoundedQueue[_Item[Detections]] = BoundedQueue("output", size)
         self._done = threading.Event()
 
@@ -172,8 +173,8 @@ class Pipeline:
     def _prepare(self) -> None:
         while (item := self._decoded.get()) is not None:
             with self.report.clock.measure("preprocess"):
-                network_input = self._detector.prepare([item.frame.pixels])
-            if not self._prepared.put(_Item(item.frame, item.decoded_at, network_input)):
+                prepared = self._detector.prepare([item.frame.pixels])
+            if not self._prepared.put(_Item(item.frame, item.decoded_at, prepared)):
                 return
 
     def _infer(self) -> None:

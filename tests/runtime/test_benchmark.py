@@ -15,9 +15,11 @@ from runtime.benchmark_setup import check_comparable, find_weights, frame_size, 
 from runtime.command import run_command
 from runtime.detections import Detections
 from runtime.errors import ArtifactError, ParityError, SourceError, UserError
+from runtime.plan import read_sidecar, sidecar_path
 from runtime.tables import format_table
 from runtime.timing import Timing, compare_detections, speed_ratio, time_in_turns
 from tests.helpers_onnx import fixed_outputs, small_spec, write_onnx
+from tests.helpers_plan import write_plan_file
 
 NAMES = ("bolt", "nut", "washer")
 
@@ -96,7 +98,7 @@ def test_two_engines(tmp_path, capsys):
     write_onnx(tmp_path / "b.onnx", outputs={"boxes": boxes})
     output = tmp_path / "out" / "numbers.json"
     engines = ["--engine", tmp_path / "a.onnx", tmp_path / "b.onnx"]
-    assert run(*engines, "--frames", 2, "--repeat", 3, "--threads", 1, "--output", output) == 0
+    assert run(*engines, "--frames", 2, "--repeat", 3, "--threads", 1, "--starts", 1, "--output", output) == 0
     out = capsys.readouterr().out
     assert "a.onnx is " in out
     content = json.loads(output.read_text())
@@ -110,6 +112,12 @@ def test_two_engines(tmp_path, capsys):
     assert content["agreement"][0]["matched"] == 0
     assert content["agreement"][0]["expected"] == 6
     assert content["machine"]["packages"]["numpy"] == np.__version__
+    assert [one["name"] for one in content["starts"]] == ["a.onnx", "a.onnx, no cache", "b.onnx", "b.onnx, no cache"]
+    for one in content["starts"]:
+        assert one["runs"] == 1
+        assert one["process_ms"] > one["open_ms"] > 0
+        assert one["peak_mb"] >= one["resident_mb"] > 10
+    assert "open to boxes ms" in out
     assert cv2.imread(str(output.with_suffix(".png"))).std() > 10
 
 
@@ -121,7 +129,19 @@ def test_own_images(tmp_path):
         cv2.imwrite(str(images / f"{number}.png"), np.full((50, 75, 3), number, np.uint8))
     frames = load_frames(images, 2, (480, 640))
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1]
-    words = ["--engine", tmp_path / "model.onnx", "--images", images, "--frames", 3, "--repeat", 1, "--no-charts"]
+    words = [
+        "--engine",
+        tmp_path / "model.onnx",
+        "--images",
+        images,
+        "--frames",
+        3,
+        "--repeat",
+        1,
+        "--starts",
+        0,
+        "--no-charts",
+    ]
     assert run(*words, "--output", tmp_path / "out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text())["frame"] == "75x50"
     with pytest.raises(SourceError, match="has 3 images: --frames 4"):
@@ -171,6 +191,7 @@ def test_weights_are_those_that_the_engine_names(tmp_path, monkeypatch):
         (["--frames", 0], "--frames 0"),
         (["--repeat", -1], "--repeat -1"),
         (["--threads", 0], "--threads 0"),
+        (["--starts", -1], "--starts -1"),
         (["--engine", "none.onnx"], "none.onnx does not exist"),
         (["--engine", "a.onnx", "b.onnx", "--against", "torchvision"], "takes one --engine"),
         (["--engine", "a.onnx", "--weights", "a.pt"], "leave one of them out"),
@@ -191,7 +212,18 @@ def test_wrong_arguments(words, sentence, tmp_path, monkeypatch, capsys):
 def test_without_pytorch_the_engine_still_runs(tmp_path, monkeypatch, capsys):
     write_onnx(tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "training.peers", None)
-    words = ["--engine", tmp_path / "model.onnx", "--frames", 1, "--repeat", 1, "--output", tmp_path / "out.json"]
+    words = [
+        "--engine",
+        tmp_path / "model.onnx",
+        "--frames",
+        1,
+        "--repeat",
+        1,
+        "--starts",
+        0,
+        "--output",
+        tmp_path / "out.json",
+    ]
     assert run(*words, "--against", "torchvision", "--weights", "x.pt") == 2
     assert "time the engine alone" in capsys.readouterr().err
     assert run(*words, "--no-charts") == 0
@@ -204,18 +236,13 @@ def test_a_table():
         format_table(["name", "AP", "n"], [["a", "0.500"]])
 
 
-def test_the_machine_is_described(monkeypatch):
-    cpuinfo = "".join(
-        f"processor : {n}\nmodel name : Fast CPU\nphysical id : 0\ncore id : {n // 2}\n\n" for n in range(4)
-    )
-    monkeypatch.setattr(hardware, "_lines", lambda path: cpuinfo.splitlines() if path == "/proc/cpuinfo" else [])
-    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    machine = hardware.describe_machine()
-    assert (machine["cpu"], machine["physical_cores"], machine["memory_gb"]) == ("Fast CPU", 2, None)
-    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert hardware.physical_cores() == 1
-    monkeypatch.setattr(hardware, "_lines", lambda path: [])  # a system without /proc
-    assert hardware.cpu_name()
+def test_the_spec_of_a_plan_is_beside_it(tmp_path):
+    plan = tmp_path / "fp16.plan"
+    write_plan_file(plan)
+    assert benchmark_setup.artifact_spec(plan) == read_sidecar(plan).spec
+    sidecar_path(plan).unlink()
+    with pytest.raises(ArtifactError, match=r"fp16\.plan\.json is not there"):
+        benchmark_setup.artifact_spec(plan)
 
 
 def test_other_programs_are_noticed(monkeypatch):

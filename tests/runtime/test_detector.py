@@ -15,8 +15,9 @@ import pytest
 from runtime import detector as detector_module
 from runtime.backends import nvidia, onnxruntime
 from runtime.detector import open_detector
-from runtime.errors import ArtifactError, BackendUnavailableError, EdgeRcnnError, SourceError
+from runtime.errors import ArtifactError, BackendUnavailableError, EdgeRcnnError, SourceError, UserError
 from tests.helpers_onnx import FRACTIONS, SCORES, small_spec, write_onnx
+from tests.helpers_plan import plan_bytes
 
 
 def frame(height: int = 48, width: int = 80) -> np.ndarray:
@@ -184,24 +185,28 @@ def test_threads_are_taken(model_path):
         assert len(detector([frame()])) == 1
 
 
-def test_plans_say_what_is_missing(tmp_path, monkeypatch):
-    plan = tmp_path / "fp16.plan"
+@pytest.mark.parametrize("suffix", [".plan", ".engine"])
+def test_plans_say_what_is_missing(tmp_path, monkeypatch, model_path, suffix):
+    """On a machine without TensorRT, pycuda and a GPU; tests/runtime/test_tensorrt_faults.py has all else."""
+    for name in ("tensorrt", "tensorrt_rtx", "pycuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(nvidia, "gpus", lambda: ())
+    plan = tmp_path / f"fp16{suffix}"
     with pytest.raises(ArtifactError, match="does not exist"):
         open_detector(plan)
     plan.write_bytes(b"")
     with pytest.raises(ArtifactError, match="is empty"):
         open_detector(plan)
-    plan.write_bytes(b"ptrt")
-    monkeypatch.setattr(nvidia.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(nvidia, "gpu_count", lambda: 0)
+    plan.write_bytes(plan_bytes())
     with pytest.raises(BackendUnavailableError) as caught:
-        open_detector(plan)
+        open_detector(plan, spec=model_path)
     for part in ("tensorrt", "pycuda", "NVIDIA GPU", "requirements-tensorrt.txt", "Jetson", "model.onnx"):
         assert part in str(caught.value)
-    monkeypatch.setattr(nvidia.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(nvidia, "gpu_count", lambda: 1)
-    with pytest.raises(BackendUnavailableError, match=r"does not run plans yet.*model\.onnx"):
-        open_detector(tmp_path / "fp16.plan")
+
+
+def test_a_spec_is_for_plans_only(model_path):
+    with pytest.raises(UserError, match="--spec is for TensorRT plans"):
+        open_detector(model_path, spec=model_path)
 
 
 def test_checkpoint_without_torch_says_what_to_install(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Stand-in for pycuda: see tests/stand_ins."""
