@@ -1,4 +1,4 @@
-"""The console program: `edgercnn train | export | run | eval | bench`, each one of the clone's scripts."""
+"""The console program: `edgercnn train | export | build | run | eval | ...`, each one of the clone's scripts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from runtime.errors import BackendUnavailableError, UserError
 COMMANDS = {
     "train": ("training.train", "train a detector"),
     "export": ("export.to_onnx", "turn a checkpoint into one ONNX file"),
+    "build": ("export.build_engine", "build a TensorRT plan from the ONNX file"),
     "run": ("runtime.run_video", "run a detector on a video, images, a camera or a stream"),
     "eval": ("runtime.evaluate", "mAP of a detector on a data set"),
     "bench": ("runtime.benchmark", "latency of a detector"),
+    "fp16": ("calib.to_fp16", "write the FP16 form of an ONNX file"),
+    "triton": ("export.triton", "write a model repository for NVIDIA Triton"),
+    "deepstream": ("export.deepstream", "write the configuration and parser for NVIDIA DeepStream"),
+    "trtexec": ("export.trtexec", "print the trtexec command lines of a plan"),
+    "doctor": ("runtime.doctor", "what works on this machine, what does not, and what mends it"),
 }
 OURS = ("training", "export", "runtime", "plugins", "calib")
 
@@ -25,7 +31,7 @@ OURS = ("training", "export", "runtime", "plugins", "calib")
 def usage() -> str:
     """The list of commands."""
     lines = ["usage: edgercnn COMMAND [options]", "", "commands:"]
-    lines += [f"  {name:8s}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines += [f"  {name:12s}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join([*lines, "", "edgercnn COMMAND --help lists the options of a command."])
 
 

@@ -23,10 +23,17 @@ TORCH = {"torch", "torchvision"}
 TENSORRT = {"tensorrt", "tensorrt_rtx", "pycuda"}
 SCRIPTS = (
     "calib/to_fp16.py",
+    "export/build_engine.py",
+    "export/deepstream.py",
+    "export/selftest.py",
+    "export/selftest_detect.py",
     "export/to_onnx.py",
+    "export/triton.py",
+    "export/trtexec.py",
     "plugins/benchmark.py",
     "plugins/build.py",
     "runtime/benchmark.py",
+    "runtime/doctor.py",
     "runtime/evaluate.py",
     "runtime/run_video.py",
     "training/train.py",

@@ -1,0 +1,1 @@
+"""What `runtime/doctor.py` asks a machine, and what it concludes."""

@@ -1,0 +1,259 @@
+"""The self-test: which steps run on which machine, what becomes of failures, and a real run without a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export import selftest, selftest_sequence, selftest_steps
+from export.selftest_detect import Found, read_found
+from export.selftest_report import report_markdown
+from export.selftest_sequence import LIMITS, Selftest, compare_found
+from export.selftest_steps import FAILED, NOT_RUN, PASSED, Step, Steps
+from runtime.command import run_command
+from runtime.detections import Detections
+from runtime.diagnosis.children import Finding
+from runtime.diagnosis.facts import Facts
+from runtime.diagnosis.verdicts import verdicts
+from tests.helpers_onnx import small_spec, write_onnx
+from tests.runtime.doctor_machines import NO_GPU, desktop, jetson, laptop
+from tests.runtime.test_doctor_checks import assert_public
+
+DETECT = "export/selftest_detect.py"
+SPEC = small_spec()
+RTX, OURS = ("build RTX plan, fp32", "build RTX plan, fp16"), ("build plan, fp32", "build plan, fp16")
+
+
+def found_file(path: Path, *, precision: str = "fp32", moved: float = 0.0) -> None:
+    """What export/selftest_detect.py writes, with boxes that lie `moved` px aside."""
+    about = {"description": "a runtime", "first_ms": 100.0, "precision": precision}
+    boxes = np.array([[10, 10, 50, 60], [100, 100, 180, 200]], np.float32) + np.float32(moved)
+    arrays = {"boxes": boxes, "scores": np.array([0.9, 0.8], np.float32), "classes": np.array([0, 1], np.int32)}
+    np.savez(path, counts=np.array([1, 1]), times_ms=np.array([2.0, 3.0]), about=np.array(json.dumps(about)), **arrays)
+
+
+class RecordedSteps(Steps):
+    """Runs nothing: scripts succeed, but those named in `failing`; detectors find the same, but `moved` px aside."""
+
+    def __init__(self, failing: tuple[str, ...] = (), moved: dict[str, float] | None = None) -> None:
+        super().__init__(lambda line: None)
+        self.failing, self.moved = failing, moved or {}
+        self.commands: dict[str, tuple[str, ...]] = {}
+
+    def call(self, name: str, script: str, *options: object, shows: str = "", makes: Path | None = None) -> Step:
+        self.commands[name] = (script, *map(str, options))
+        if name in self.failing:
+            return Step(name, FAILED, 1.0, "it broke", f"python {script}", ("line 1", "it broke"))
+        if script == DETECT:
+            found_file(Path(str(options[1])), moved=self.moved.get(name, 0.0))
+        elif name == "export":
+            write_onnx(Path(str(options[1])), SPEC)
+        return Step(name, PASSED, 1.0, "done")
+
+
+def selftest_on(machine: dict[str, Finding], folder: Path, steps: RecordedSteps) -> dict[str, Step]:
+    Selftest(machine, verdicts(Facts(machine)), steps, folder, 2).run(None)
+    return {step.name: step for step in steps.done}
+
+
+def states(done: dict[str, Step]) -> dict[str, str]:
+    return {name: step.state for name, step in done.items()}
+
+
+def test_a_machine_with_everything(tmp_path):
+    steps = RecordedSteps()
+    done = selftest_on(desktop(), tmp_path, steps)
+    assert states(done) == dict.fromkeys(done, PASSED) | {"build plugins": NOT_RUN}
+    assert done["build plugins"].detail == "the plugin library is here and fits"
+    assert {"TensorRT, fp32", "TensorRT, fp16", "TensorRT-RTX, fp16", "ONNX Runtime, GPU"} <= set(done)
+    assert {"video with ONNX", "video with the FP16 plan"} <= set(done)
+    assert steps.commands["build plan, fp16"][-4:] == ("--precision", "fp16", "--target", "tensorrt")
+    assert steps.commands["build RTX plan, fp32"][-6:] == ("--target", "rtx", "--sm", "86", "89", "120")
+    assert steps.commands["ONNX Runtime, GPU"][-2:] == ("--provider", "cuda")
+
+
+def test_a_laptop_without_a_gpu(tmp_path):
+    done = selftest_on(laptop(), tmp_path, RecordedSteps())
+    on_cpu = ["export", "ONNX Runtime, CPU", "FP16 file", "ONNX Runtime, CPU, FP16 rounded as on a GPU"]
+    assert [name for name, step in done.items() if step.passed] == [*on_cpu, "video with ONNX", *RTX]
+    skipped = {name: step.detail for name, step in done.items() if step.state == NOT_RUN}
+    assert set(skipped.values()) == {NO_GPU}
+    assert {"ONNX Runtime, GPU", "build plugins", *OURS, "TensorRT, fp32", "TensorRT-RTX, fp32"} <= set(skipped)
+
+
+def test_a_jetson_takes_the_model_that_is_there(tmp_path, monkeypatch):
+    write_onnx(tmp_path / "model.onnx", SPEC)
+    monkeypatch.chdir(tmp_path)
+    done = selftest_on(jetson(onnx=Finding({"version": "1.23.2"})), tmp_path, RecordedSteps())
+    assert done["export"].state == NOT_RUN
+    assert "model.onnx that is here is taken" in done["export"].detail
+    assert all(done[name].passed for name in (*OURS, "TensorRT, fp32", "TensorRT, fp16", "video with the FP16 plan"))
+    assert done[RTX[0]].detail == "the Python package tensorrt_rtx is not installed"
+
+
+def test_no_model_at_all_fails_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = selftest_on(jetson(), tmp_path, RecordedSteps())
+    assert states(done) == {"export": FAILED}
+    assert "give one by --onnx" in done["export"].detail
+
+
+def test_a_failed_build_stops_nothing_else(tmp_path):
+    done = selftest_on(desktop(), tmp_path, RecordedSteps(failing=("build plan, fp32", RTX[1])))
+    assert (done["TensorRT, fp32"].state, done["TensorRT, fp32"].detail) == (NOT_RUN, "there is no plan")
+    assert (done["TensorRT-RTX, fp16"].state, done["TensorRT-RTX, fp16"].detail) == (NOT_RUN, "there is no plan")
+    assert done["TensorRT, fp16"].passed
+    assert done["TensorRT-RTX, fp32"].passed
+
+
+def test_missing_plugins_are_built_and_the_doctor_is_asked_again(tmp_path, monkeypatch):
+    asked: list[int] = []
+
+    def examine() -> tuple[dict[str, Finding], list]:
+        asked.append(1)
+        return desktop(), verdicts(Facts(desktop()))
+
+    monkeypatch.setattr(selftest_sequence, "examine", examine)
+    without = desktop(plugin_library=Finding(problem="it is not built yet"), plugin_registry=Finding(problem="none"))
+    steps = RecordedSteps()
+    done = selftest_on(without, tmp_path, steps)
+    assert steps.commands["build plugins"] == ("plugins/build.py", "--kind", "plugins")
+    assert asked == [1]
+    assert done["TensorRT, fp16"].passed
+    steps = RecordedSteps(failing=("build plugins",))
+    done = selftest_on(without, tmp_path, steps)
+    assert done["build plan, fp16"].detail == "the plugin library: it is not built yet"
+
+
+def test_detections_that_differ_fail(tmp_path):
+    moved = {"TensorRT, fp32": 0.5, "TensorRT, fp16": 0.005}
+    done = selftest_on(desktop(), tmp_path, RecordedSteps(moved=moved))
+    step = done["TensorRT, fp32"]
+    assert step.state == FAILED
+    assert "a box differs by 0.5 px" in step.detail
+    assert step.values["box_px"] == pytest.approx(0.5)
+    assert done["TensorRT, fp16"].passed
+    assert "video with the FP16 plan" in done
+
+
+def detections(count: int, moved: float = 0.0, score: float = 0.0) -> Detections:
+    corners = np.arange(count, dtype=np.float32)[:, None] * 60 + np.array([0, 0, 40, 40], np.float32)
+    boxes, scores = corners + np.float32(moved), np.full(count, 0.9 + score, np.float32)
+    return Detections(boxes, scores, np.zeros(count, np.int32), SPEC.class_names)
+
+
+# (what was found instead of 100 detections, precision): part of the failure, "" where it is within the limits
+COMPARED = {
+    "the same": (detections(100), "fp32", ""),
+    "rounding": (detections(100, moved=0.009, score=9e-4), "fp32", ""),
+    "a box of FP32 aside": (detections(100, moved=0.02), "fp32", "a box differs"),
+    "a score of FP32 off": (detections(100, score=2e-3), "fp32", "a score differs"),
+    "one of FP32 missed": (detections(99), "fp32", "1 missed"),
+    "what FP16 does": (detections(100, moved=0.4, score=5e-3), "fp16", ""),
+    "three of FP16 missed": (detections(97, moved=0.4), "fp16", ""),
+    "more than FP16 does": (detections(100, moved=0.6), "fp16", "a box differs"),
+    "four of FP16 missed": (detections(96), "fp16", "4 missed"),
+    "nothing found": (detections(0), "fp16", "100 missed"),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_limits(name):
+    candidate, precision, expected = COMPARED[name]
+    reference = Found([detections(100)], {})
+    values, failures = compare_found(reference, Found([candidate], {}), SPEC.detection, LIMITS[precision])
+    assert bool(failures) == bool(expected), failures
+    assert not expected or expected in failures[0]
+    assert values["matched"] == min(100, len(candidate))
+
+
+def test_nothing_detected_is_no_proof():
+    nothing = Found([detections(0)], {})
+    assert "to compare" in compare_found(nothing, nothing, SPEC.detection, LIMITS["fp32"])[1][0]
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """A clone of four scripts."""
+    monkeypatch.setattr(selftest_steps, "ROOT", tmp_path)
+    contents = {
+        "good.py": "print('first'); print('50 frames in 2 s'); print('wrote x')",
+        "bad.py": "import sys; print('before'); sys.exit('error: no GPU')",
+        "crash.py": "import os; print('before', flush=True); os.abort()",
+        "slow.py": "import time; print('waiting', flush=True); time.sleep(63)",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+def test_what_becomes_of_a_step(scripts):
+    steps = Steps(lambda line: None, limit_s=1.5)
+    assert steps.run("good", "good.py", shows=" frames in ").detail == "50 frames in 2 s"
+    assert (steps.run("bad", "bad.py").detail, steps.done[-1].tail) == ("no GPU", ("before", "error: no GPU"))
+    assert "crashed (SIGABRT)" in steps.run("crash", "crash.py").detail
+    assert steps.run("slow", "slow.py").detail == "no end within 1.5 s"
+    old = scripts / "old.plan"
+    old.touch()
+    assert steps.run("nothing made", "good.py", makes=old).detail.endswith("without an error and without old.plan")
+    assert [step.state for step in steps.done] == [PASSED, FAILED, FAILED, FAILED, FAILED]
+
+
+def test_report_names_failures_and_no_folders():
+    command = "python export/build_engine.py"
+    step = Step("build plan, fp32", FAILED, 3.0, "no /home/alice/x", command, ("at /home/alice/x",))
+    text = report_markdown([step, Step("video", NOT_RUN, detail=NO_GPU)], laptop(), verdicts(Facts(laptop())))
+    assert text.startswith("# EdgeRCNN self-test: 0 passed, 1 failed, 1 not run\n")
+    assert "$ python export/build_engine.py\nat .../x\n" in text
+    assert f"| video | not run |  | {NO_GPU} |" in text
+    assert "what works here" in text
+    assert "alice" not in text
+
+
+def test_for_real_without_a_gpu(tmp_path, monkeypatch, capsys):
+    """Real processes detect with a given file; what takes long (FP16, video, builds) is left to its own tests."""
+    model = tmp_path / "parts.onnx"
+    write_onnx(model, SPEC)
+    call = Steps.call
+
+    def call_detect_only(self: Steps, name: str, script: str, *options: object, **more: object) -> Step:
+        return call(self, name, script, *options, **more) if script == DETECT else Step(name, FAILED, detail="left out")
+
+    monkeypatch.setattr(Steps, "call", call_detect_only)
+    monkeypatch.setattr(selftest, "examine", lambda model: (laptop(), verdicts(Facts(laptop()))))
+    output = tmp_path / "report"
+    assert run_command(selftest.main, ["--onnx", str(model), "--output", str(output), "--frames", "2"]) == 1
+    assert "please attach it" in capsys.readouterr().out
+    found = read_found(output / "onnx-runtime-cpu.npz", SPEC.class_names)
+    assert [len(one) for one in found.detections] == [3, 3]
+    content = json.loads((output / "report.json").read_text())
+    step = next(step for step in content["steps"] if step["name"] == "ONNX Runtime, CPU")
+    assert step["state"] == PASSED
+    assert step["values"]["found"] == 6
+    assert step["values"]["median_ms"] > 0
+    assert "export was given" not in (output / "report.md").read_text()
+    assert_public((output / "report.md").read_text() + json.dumps(content))
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
+    def run(self: Selftest, given: Path | None) -> None:
+        self._steps.add(Step("export", PASSED, 1.0, "done"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Selftest, "run", run)
+    monkeypatch.setattr(selftest, "examine", lambda model: (laptop(), verdicts(Facts(laptop()))))
+    assert run_command(selftest.main, ["--output", str(tmp_path)]) == 130
+    assert "| interrupted | failed |" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["summary"] == "1 passed, 1 failed, 0 not run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--frames", "0"], "above 0"), (["--onnx", "nothing.onnx"], "nothing.onnx does not exist")],
+)
+def test_wrong_arguments(arguments, expected, capsys):
+    assert run_command(selftest.main, arguments) == 2
+    assert expected in capsys.readouterr().err
