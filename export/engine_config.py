@@ -37,6 +37,7 @@ def configure(
     _set_profile(builder, config, profiles)
     if library.flavour == "tensorrt_rtx":
         _set_sms(library, config, sms)
+        _set_capturable(library, config)
     if options.workspace is not None:
         config.set_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE, options.workspace)
     if options.opt_level is not None:
@@ -99,6 +100,13 @@ def _set_sms(library: TensorRt, config: Any, sms: Sequence[int]) -> None:
     config.num_compute_capabilities = len(sms)
     for index, sm in enumerate(sms):
         config.set_compute_capability(getattr(capabilities, f"SM{sm}"), index)
+
+
+def _set_capturable(library: TensorRt, config: Any) -> None:
+    """No allocation while the plan runs, which a CUDA graph does not allow. Since TensorRT-RTX 1.2."""
+    flags = library.module.BuilderFlag
+    if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
 
 
 def _set_flag(library: TensorRt, config: Any, name: str, option: str) -> None:

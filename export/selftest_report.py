@@ -7,19 +7,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from export.selftest_compare import PREPARED_ON_CPU, WITHOUT_GRAPH
 from export.selftest_steps import FAILED, NOT_RUN, PASSED, Step
 from runtime.diagnosis.children import Finding
 from runtime.diagnosis.facts import Facts, Verdict
 from runtime.diagnosis.report import format_report, report_mapping, without_private
 
 FORMAT = 1
-COUNTS = ("found", "matched", "apart", "missed", "extra", "borderline")
+COUNTS = ("found", "matched", "apart", "missed", "extra", "outside", "borderline")
 
 
 def summary(steps: Sequence[Step]) -> str:
-    """`7 passed, 1 failed, 6 not run`."""
+    """`7 passed, 1 failed, 6 not run`, and how many plans ran slower than they should, if any did."""
     counts = ((state, sum(step.state == state for step in steps)) for state in (PASSED, FAILED, NOT_RUN))
-    return ", ".join(f"{count} {state}" for state, count in counts)
+    parts = [", ".join(f"{count} {state}" for state, count in counts)]
+    for slow, what in (
+        (sum("without" in step.values.get("graph", "") for step in steps), WITHOUT_GRAPH),
+        (sum(step.values.get("prepared_on_cpu", False) for step in steps), f"with {PREPARED_ON_CPU}"),
+    ):
+        parts += [f"{slow} plan{'s' if slow > 1 else ''} {what}"] if slow else []
+    return "; ".join(parts)
 
 
 def report_content(steps: Sequence[Step], findings: Mapping[str, Finding], found: Sequence[Verdict]) -> dict[str, Any]:
@@ -51,19 +58,21 @@ def _detections(steps: Sequence[Step]) -> list[str]:
     rows = [step for step in steps if "median_ms" in step.values]
     if not rows:
         return []
-    header = ("detector", *COUNTS, "largest difference, px", "of a score", "limits", "ms", "first, ms", "with")
+    header = ("detector", *COUNTS, "largest difference, px", "of a score", "limits", "ms", "first, ms", "graph", "with")
     lines = ["", "## Detections and times", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for step in rows:
         values = step.values
         cells = [step.name, *(_shown(values.get(name)) for name in COUNTS)]
         cells += [_shown(values.get("box_px"), ".2g"), _shown(values.get("score"), ".2g"), values.get("limits", "")]
-        cells += [_shown(values["median_ms"], ".2f"), _shown(values["first_ms"], ".0f"), _cell(values["description"])]
+        cells += [_shown(values["median_ms"], ".2f"), _shown(values["first_ms"], ".0f")]
+        cells += [_cell(values.get("graph", "")), _cell(values["description"])]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "Times are medians from frame to boxes, a picture at a time; the first includes loading the file. Apart are",
+        "matched ones beyond the limits, borderline those on the edge of a threshold; outside are apart, missed and",
+        "extra ones together. Limits of FP32 on a GPU are estimates until they have been measured.",
     ]
-    lines += ["matched ones beyond the limits, borderline those on the edge of a threshold."]
     return lines
 
 

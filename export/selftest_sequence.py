@@ -1,54 +1,28 @@
-"""The self-test's steps in their order, and the comparison of what each runtime detects.
-
-A step that needs what is not here, or a step that did not pass, is not run, with that reason. The reference is the ONNX
-file in ONNX Runtime on the CPU.
+"""The self-test's steps in their order. One that needs what is not here, or a step that did not pass, is not run, with
+that reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from export.parity import Tolerances, compare_detections, match_detections, report_of
+from export.selftest_compare import LIMITS, LIMITS_ON_GPU, compare_found, cpu_preparation, differences, graph_use
 from export.selftest_detect import Found, read_found
 from export.selftest_steps import FAILED, Step, Steps
+from runtime.backends.gpu_code import runs_on
 from runtime.backends.onnxruntime import read_spec
-from runtime.detections import Detections
-from runtime.diagnosis.children import Finding
+from runtime.diagnosis.children import Finding, run_checks
 from runtime.diagnosis.facts import NO, Facts, Verdict
 from runtime.diagnosis.versions import RTX_SMS
 from runtime.doctor import examine
-from runtime.spec import DetectionSpec, DetectorSpec
+from runtime.spec import DetectorSpec
 
 VIDEO_FRAMES = 50
 RTX_TARGETS = (86, 89, 120)
 PRECISIONS = ("fp32", "fp16")
 BUILD = "export/build_engine.py"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How far detections may be from the reference's, and which share of them may be farther or without a partner."""
-
-    tolerances: Tolerances
-    others_share: float
-
-    def text(self) -> str:
-        """For the report."""
-        share = f" but for {self.others_share:.0%}" if self.others_share else ""
-        return f"{self.tolerances.box_px:g} px, {self.tolerances.score:g}{share}"
-
-
-# By precision of the file that runs. FP16's as docs/calibration.md found them: about one detection in a hundred moves
-# by more, because of two proposals that are alike NMS keeps the other one.
-LIMITS = {
-    "fp32": Limits(Tolerances(box_px=0.01, score=1e-3), 0.0),
-    "fp16": Limits(Tolerances(box_px=0.5, score=0.01, iou=0.02), 0.03),
-}
 
 
 class Selftest:
@@ -66,6 +40,7 @@ class Selftest:
     ) -> None:
         self.findings, self.verdicts = dict(findings), list(found)
         self._steps, self._folder, self._frames = steps, folder, frames
+        self._has_kernels = False  # a kernel library that fits: plans must prepare frames with it
         self._reference: Found | None = None
         self._spec: DetectorSpec | None = None
 
@@ -76,9 +51,10 @@ class Selftest:
             return
         self._detect("ONNX Runtime, CPU", model, "--provider", "cpu")
         name = "ONNX Runtime, GPU"
-        self._run_if("onnx-gpu", name, lambda: self._detect(name, model, "--provider", "cuda"))
+        self._run_if("onnx-gpu", name, lambda: self._detect(name, model, "--provider", "cuda", on_gpu=True))
         self._half_precision(model)
         self._video("video with ONNX", model)
+        self._kernels()
         self._rtx(model)
         self._tensorrt(model)
 
@@ -115,6 +91,38 @@ class Selftest:
         ).passed:
             self._detect("ONNX Runtime, CPU, FP16 rounded as on a GPU", rounded, "--provider", "cpu")
 
+    def _kernels(self) -> None:
+        """Build the library of CUDA kernels where there is none that fits: plans prepare frames with it."""
+        name = "build kernels"
+        if not self._facts.gpus:
+            self._steps.skip(name, self._facts["gpu"].problem)
+        elif self._kernels_fit():
+            self._has_kernels = True
+            self._steps.skip(name, "the kernel library is here and fits")
+        elif reason := self._lacking_compilers():
+            self._steps.skip(name, reason)
+        else:
+            step = self._steps.call(name, "plugins/build.py", "--kind", "cuda")
+            if step.passed:
+                self.findings |= run_checks({"kernel_library": ()})
+                self._has_kernels = self._kernels_fit()
+                if not self._has_kernels:
+                    found = self._facts["kernel_library"].problem or "of other sources, or for other GPUs"
+                    step = replace(step, state=FAILED, detail=f"built, but another one is found first: {found}")
+            self._steps.add(step)
+
+    def _kernels_fit(self) -> bool:
+        """The kernel library opens, is of the present sources, and has code for every GPU here."""
+        library, sms = self._facts["kernel_library"], self._facts.sms
+        fits = all(runs_on(library.get("architectures") or sms, sm) for sm in sms)
+        return library.works and fits and not library.get("old_sources")
+
+    def _lacking_compilers(self) -> str:
+        """Why no kernels can be built here; "" if they can. Unlike plugins they need no headers of TensorRT."""
+        tools = self._facts["toolchain"]
+        can_build = tools.works and set(tools.get("missing", ())) <= {"headers"}
+        return "" if can_build else self._lacking("plugins") or tools.problem
+
     def _rtx(self, model: Path) -> None:
         """TensorRT-RTX: ahead of time for GPUs that need not be here, and run on one that is."""
         here = [sm for sm in self._facts.sms if sm in RTX_SMS]
@@ -125,25 +133,28 @@ class Selftest:
             name = f"TensorRT-RTX, {precision}"
             if not built:
                 self._steps.skip(name, "there is no plan")
-            elif not here or self._facts["tensorrt_rtx"].get("loaded") is None:
-                self._steps.skip(
-                    name,
-                    self._facts["gpu"].problem
-                    or self._facts["tensorrt_rtx"].problem
-                    or "TensorRT-RTX has no kernels for it",
-                )
+            elif reason := self._lacking_rtx(here):
+                self._steps.skip(name, reason)
             else:
-                self._detect(name, plan)
+                self._detect(name, plan, on_gpu=True)
+
+    def _lacking_rtx(self, here: Sequence[int]) -> str:
+        """Why no plan of TensorRT-RTX runs here, on GPUs of which these SMs are known to it; "" if one does."""
+        facts = self._facts
+        reasons = [facts["gpu"].problem, "" if here else "TensorRT-RTX has no kernels for this GPU"]
+        loaded = facts["tensorrt_rtx"].get("loaded") is not None
+        reasons.append("" if loaded else facts["tensorrt_rtx"].problem or "TensorRT-RTX loaded no plan")
+        return next(filter(None, [*reasons, facts["pycuda"].problem]), "")
 
     def _tensorrt(self, model: Path) -> None:
         """The plugin library if it is missing, plans, what they detect, a video."""
         self._plugins()
         for precision in PRECISIONS:
             plan, name = self._folder / f"{precision}.plan", f"TensorRT, {precision}"
-            options = ("--target", "tensorrt")
+            options, half = ("--target", "tensorrt"), precision == "fp16"
             if not self._build(f"build plan, {precision}", "build", model, plan, precision, *options):
                 self._steps.skip(name, self._lacking("plan") or "there is no plan")
-            elif self._run_if("plan", name, lambda: self._detect(name, plan)) and precision == "fp16":  # noqa: B023
+            elif self._run_if("plan", name, lambda: self._detect(name, plan, on_gpu=True)) and half:  # noqa: B023
                 self._video("video with the FP16 plan", plan)
 
     def _plugins(self) -> None:
@@ -183,7 +194,7 @@ class Selftest:
         options = ("--engine", engine, "--output", output, "--max-frames", VIDEO_FRAMES)
         self._steps.run(name, "runtime/run_video.py", *options, shows=" frames in ", makes=output)
 
-    def _detect(self, name: str, engine: Path, *options: str) -> Step:
+    def _detect(self, name: str, engine: Path, *options: str, on_gpu: bool = False) -> Step:
         """Run a detector on the pictures. The first is the reference, the others are compared with it."""
         path = self._folder / f"{'-'.join(name.lower().replace(',', '').split())}.npz"
         command = ("--frames", self._frames, *options)
@@ -193,47 +204,28 @@ class Selftest:
             self._reference = read_found(path, self._spec.class_names)
             step = replace(step, values=self._reference.values)
         elif step.passed:
-            step = self._compared(step, path)
+            step = self._compared(step, path, on_gpu)
+            step = self._of_plan(step) if engine.suffix == ".plan" else step
         return self._steps.add(step)
 
-    def _compared(self, step: Step, path: Path) -> Step:
+    def _compared(self, step: Step, path: Path, on_gpu: bool) -> Step:
+        """The step with what differs from the reference; failed where it is too much."""
         assert self._reference is not None, "the reference is run first"
         assert self._spec is not None
         found = read_found(path, self._spec.class_names)
-        limits = LIMITS[str(found.values["precision"])]
+        limits = (LIMITS_ON_GPU if on_gpu else LIMITS)[str(found.values["precision"])]
         values, failures = compare_found(self._reference, found, self._spec.detection, limits)
         if not failures:
-            return replace(step, values=values)
-        detail = f"{len(failures)} differences, first {failures[0]}"
+            return replace(step, detail=f"{differences(values)}; {step.detail}", values=values)
+        detail = f"{differences(values)}; first {failures[0]}"
         return replace(step, state=FAILED, detail=detail, tail=tuple(failures), values=values)
 
-
-def compare_found(
-    reference: Found, found: Found, rule: DetectionSpec, limits: Limits
-) -> tuple[dict[str, Any], list[str]]:
-    """(numbers for the report, what breaks the limits); what is the same is export/parity.py's to say."""
-    pairs = list(zip(reference.detections, found.detections, strict=True))
-    comparisons = [
-        compare_detections(f"picture {index}", *pair, rule, limits.tolerances) for index, pair in enumerate(pairs)
-    ]
-    matched, missed, extra, borderline = (
-        sum(getattr(one, name) for one in comparisons)
-        for name in ("num_matched", "num_missed", "num_extra", "num_borderline")
-    )
-    apart = sum(_pairs_apart(*pair, limits.tolerances) for pair in pairs)
-    values = {**found.values, "matched": matched, "missed": missed, "extra": extra, "borderline": borderline}
-    values |= {"apart": apart, "limits": limits.text()}
-    values["box_px"] = max(one.largest_box_px for one in comparisons)
-    values["score"] = max(one.largest_score for one in comparisons)
-    total = sum(map(len, reference.detections))
-    if matched and missed + extra + apart <= limits.others_share * total:
-        return values, []
-    return values, report_of(comparisons, rule, limits.tolerances).failures()
-
-
-def _pairs_apart(reference: Detections, found: Detections, tolerances: Tolerances) -> int:
-    """How many detections have a partner that is farther off than the tolerances."""
-    first, second = match_detections(reference, found).pairs.T
-    box_px = np.abs(reference.boxes_xyxy[first] - found.boxes_xyxy[second]).max(axis=1, initial=0.0)
-    score = np.abs(reference.scores[first] - found.scores[second])
-    return int(((box_px > tolerances.box_px) | (score > tolerances.score)).sum())
+    def _of_plan(self, step: Step) -> Step:
+        """The step with how the plan ran; failed if frames were prepared on the CPU though the kernels are here."""
+        description = str(step.values["description"])
+        on_cpu = cpu_preparation(description)
+        step = replace(step, values={**step.values, "graph": graph_use(description), "prepared_on_cpu": bool(on_cpu)})
+        if not (on_cpu and self._has_kernels):
+            return step
+        tail = (*step.tail, f"{on_cpu}, though the kernel library is here and fits")
+        return replace(step, state=FAILED, detail=f"{tail[-1]}; {step.detail}", tail=tail)

@@ -107,17 +107,25 @@ class CudaDevice:
             BackendUnavailableError: the block ran out of memory.
             RunError: another call of CUDA's failed within the block.
         """
-        self._context.push()
+        try:
+            self._context.push()
+        except self.driver.Error as error:
+            raise self._failure(error) from error
         try:
             yield
         except self.driver.MemoryError as error:
             raise self.out_of_memory("a buffer", None) from error
         except self.driver.Error as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"the GPU {self.gpu.name} failed ({reason}): start the program again.") from error
+            raise self._failure(error) from error
         finally:
-            with contextlib.suppress(self.driver.Error):  # after a fault every call fails, and the fault is known
+            try:
                 self._context.pop()
+            except self.driver.Error:  # after a fault every call fails; left in pycuda's stack, it would abort at exit
+                _detach(self._context, self.driver)
+
+    def _failure(self, error: Exception) -> RunError:
+        reason = " ".join(str(error).split())
+        return RunError(f"the GPU {self.gpu.name} failed ({reason}): start the program again.")
 
     def free_memory(self) -> tuple[int, int]:
         """(free, total) bytes of GPU memory."""
@@ -192,5 +200,11 @@ def _primary_context(index: int) -> tuple[Any, Any]:
         ) from error
     # At exit, after the finalizers of all that was made later. Left to its destructor, pycuda detaches a primary
     # context as if it were none, fails, and says so on stderr.
-    weakref.finalize(_primary_context, context.detach)
+    weakref.finalize(_primary_context, _detach, context, driver)
     return driver, context
+
+
+def _detach(context: Any, driver: Any) -> None:
+    """Let go of the context; after a fault it may be gone already."""
+    with contextlib.suppress(driver.Error):
+        context.detach()

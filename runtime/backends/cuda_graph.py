@@ -7,9 +7,11 @@ Ref: https://docs.nvidia.com/cuda/cuda-driver-api/group__CUDA__STREAM.html and g
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -58,14 +60,15 @@ def capture_graph(stream: Any, work: Callable[[], None]) -> Graph:
     Raises:
         GraphError: the driver refused; or `work` raised, which is then the cause.
     """
-    _call("cuStreamBeginCapture_v2", stream.handle, THREAD_LOCAL)
     failure: Exception | None = None
-    try:
-        work()
-    except Exception as error:  # whatever it is: the capture must end, and the caller goes on without a graph
-        failure = error
     template = Handle()
-    status = driver_library().cuStreamEndCapture(stream.handle, ctypes.byref(template))
+    with _no_garbage_collection():
+        _call("cuStreamBeginCapture_v2", stream.handle, THREAD_LOCAL)
+        try:
+            work()
+        except Exception as error:  # whatever it is: the capture must end, and the caller goes on without a graph
+            failure = error
+        status = driver_library().cuStreamEndCapture(stream.handle, ctypes.byref(template))
     try:
         if failure is not None:
             raise GraphError(" ".join(str(failure).split())) from failure
@@ -77,6 +80,18 @@ def capture_graph(stream: Any, work: Callable[[], None]) -> Graph:
     finally:
         if template.value:
             driver_library().cuGraphDestroy(template)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collected, a forgotten buffer would be freed in the midst of a capture, which that spoils."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @lru_cache(maxsize=1)

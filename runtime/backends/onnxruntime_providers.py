@@ -19,7 +19,8 @@ def provider_options(name: str, engines: Path | None = None) -> dict[str, str]:
     """The options that a provider is opened with.
 
     CUDA: cuDNN times every convolution algorithm once, at the first frame, which a fixed canvas is worth; memory grows
-    by what is asked for, not by powers of two.
+    by what is asked for, not by powers of two; no TF32 (ONNX Runtime 1.18 and later know the option), which would round
+    FP32 products to ten bits and give other boxes than PyTorch on the CPU.
 
     TensorRT: no trt_fp16_enable, because without it the provider builds strongly typed networks, so that precision is
     what stands in the graph. No trt_extra_plugin_lib_paths: see `docs/runtime.md`, "ONNX Runtime's providers".
@@ -33,6 +34,7 @@ def provider_options(name: str, engines: Path | None = None) -> dict[str, str]:
             "device_id": "0",
             "cudnn_conv_algo_search": "EXHAUSTIVE",
             "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": "0",
         }
     if name == TENSORRT:
         assert engines is not None, "TensorRT's engines need a folder"

@@ -18,7 +18,7 @@ from runtime.errors import RunError
 
 SLOTS = 2
 CLOSED = "the detector is closed: open it again to run it."
-WAIT_S = 60.0  # for a slot; a batch takes milliseconds
+WAIT_S = 600.0  # for a slot; a batch takes milliseconds, but TensorRT-RTX compiles its kernels in the first one
 ALIGNMENT = 256  # of each frame in a slot: whole memory transactions
 GROWTH = 1.25  # so that a folder of images of mixed sizes does not allocate for each
 
@@ -182,6 +182,7 @@ class StagedBatch:
     def release(self) -> None:
         """Give the slot back; a second time does nothing."""
         slot, self._slot = self._slot, None
+        self.uploaded = None  # the event is the slot's, which destroys it in its context
         if slot is not None:
             self._pool.give_back(slot)
 

@@ -54,6 +54,7 @@ class PlanEngine:
         if plan.needs_host_code:
             self._runtime.engine_host_code_allowed = True
         self._engine: Any = self._deserialise(device)
+        self._config: Any = self._runtime_config()  # contexts refer to it and do not keep it alive
         self.outputs = self._checked_tensors()
         self.min_images, self.max_images = self._profile()
         self._check_canvas()
@@ -78,8 +79,8 @@ class PlanEngine:
         """
         with self._lock:
             self._logger.errors.clear()
-            config = self._runtime_config()
-            context = self._engine.create_execution_context(*([] if config is None else [config]))
+            config = [] if self._config is None else [self._config]
+            context = self._engine.create_execution_context(*config)
             if context is not None:
                 return context
             if self._ran_out_of_memory():

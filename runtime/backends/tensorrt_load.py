@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.backends import nvidia
-from runtime.backends.gpu_code import runs_on
+from runtime.backends.gpu_code import TEGRA, runs_on
 from runtime.backends.nvidia import Gpu
 from runtime.backends.tensorrt_library import INSTALL, TITLES, TensorRt, find_tensorrt, installed_flavours
 from runtime.errors import ArtifactError, BackendUnavailableError
@@ -27,6 +27,8 @@ from runtime.plan import (
     sidecar_path,
 )
 from runtime.spec import DetectorSpec
+
+AMPERE = 80
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def _check_version(path: Path, record: PlanRecord | None, header: PlanHeader, li
 def _check_sm(path: Path, record: PlanRecord | None, gpu: Gpu) -> None:
     if record is None or gpu.sm in record.sms:
         return
-    if record.hardware_compatible and gpu.sm >= min(record.sms):
-        return
+    if record.hardware_compatible and gpu.sm >= AMPERE and gpu.sm not in TEGRA:
+        return  # TensorRT's AMPERE_PLUS: any later desktop GPU, whichever one built it
     raise ArtifactError(
         f"{path} was built for {_names(record.sms)} and this GPU, {gpu.name}, is sm_{gpu.sm}: plans do not move "
         f"between GPUs; run {rebuild_command(path, record, gpu)} here."

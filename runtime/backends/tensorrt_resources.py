@@ -73,14 +73,17 @@ class PlanResources:
         return images.address, im_info.address
 
     def close(self) -> None:
-        """Free everything; a second time does nothing. Waits for a batch that is being computed."""
+        """Free everything; a second time does nothing. Waits for a batch that is being computed.
+
+        Nothing of pycuda's or TensorRT's may outlive the block: they are destroyed in the context that is current.
+        """
         with self._closing, self._device.active():
-            runner, self.runner = self.runner, None
-            if runner is not None:
-                runner.close()
-            stream, self.copy_stream = self.copy_stream, None
-            if stream is not None:
-                stream.synchronize()
+            if self.runner is not None:
+                self.runner.close()
+                self.runner = None
+            if self.copy_stream is not None:
+                self.copy_stream.synchronize()
+                self.copy_stream = None
             self.slots.close()
             for buffer in self._prepared:
                 buffer.free()

@@ -26,6 +26,7 @@ from runtime.backends.tensorrt_engine import INPUTS, PlanEngine
 from runtime.backends.tensorrt_preprocess import PreprocessKernel
 from runtime.errors import RunError
 
+MOST_FAILED_CAPTURES = 2
 GRAPHS = 8  # kept; a decoder's pool of surfaces has about as many addresses
 
 
@@ -39,6 +40,7 @@ class EngineRunner:
 
     def __init__(self, device: CudaDevice, engine: PlanEngine, kernel: PreprocessKernel | None) -> None:
         self.graph_failure: str | None = None  # why graphs are not used, once that is known
+        self._failed_captures = 0  # in a row
         self._kernel = kernel
         self._engine = engine
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
@@ -120,8 +122,11 @@ class EngineRunner:
                 raise GraphError("TensorRT says that this engine cannot be captured")
             graph = capture_graph(self._stream, lambda: self._enqueue(staged))
         except GraphError as error:
-            self.graph_failure = str(error).rstrip(".")
+            self._failed_captures += 1  # the first may have been spoilt by what ran beside it
+            if self._failed_captures == MOST_FAILED_CAPTURES:
+                self.graph_failure = str(error).rstrip(".")
             return None
+        self._failed_captures = 0
         if len(self._graphs) >= GRAPHS:
             self._graphs.popitem(last=False)[1].close()
         self._graphs[key] = graph

@@ -57,6 +57,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
     monkeypatch.setattr(load, "load_kernels", lambda path: KernelsLibrary())
     yield made
     gc.collect()
+    assert made.leaked == [], "destroyed where no context was current"
     forget_packages()
 
 

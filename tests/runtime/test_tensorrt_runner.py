@@ -247,3 +247,18 @@ def test_a_detector_that_is_forgotten_frees_its_memory(machine, plan):
     del detector
     gc.collect()
     assert (machine.used_bytes, machine.pinned_bytes) == (0, 0)
+
+
+def test_a_clone_lives_and_dies_in_its_own_thread(machine, plan):
+    """The fixture looks whether anything was destroyed without a context."""
+    found: list = []
+
+    def work(detector) -> None:
+        with detector.clone() as own:
+            found.extend(own([frame(0)]) for _ in range(3))
+
+    with open_detector(plan) as detector:
+        thread = threading.Thread(target=work, args=(detector,))
+        thread.start()
+        thread.join()
+    assert len(found) == 3

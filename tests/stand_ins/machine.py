@@ -92,6 +92,8 @@ class Machine:
     lock: Any = field(default_factory=threading.RLock)
     contexts: Any = field(default_factory=threading.local)
     next_handle: int = 0x1000
+    context_thread: int | None = None  # that retained the primary context
+    leaked: list[str] = field(default_factory=list)  # what pycuda could not destroy, and warned of
 
     def new_handle(self) -> int:
         self.next_handle += 16
@@ -111,6 +113,11 @@ class Machine:
     def check_context(self) -> None:
         if not self.context_stack():
             raise CudaFailure(*INVALID_CONTEXT)
+
+    def check_destruction(self, what: str) -> None:
+        """pycuda makes an object's context current to destroy it, but only in the thread that retained the context."""
+        if not self.context_stack() and threading.get_ident() != self.context_thread:
+            self.leaked.append(what)
 
     # --- capture
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +54,7 @@ class Device:
         assert machine().counts.get("cuInit"), "init() comes first"
 
     def retain_primary_context(self) -> Context:
+        machine().context_thread = threading.get_ident()
         return Context()
 
 
@@ -120,6 +123,7 @@ class Stream:
             assert flags == 1, "a stream that waits for the default stream cannot be captured beside other work"
             self._stream = _MachineStream(machine(), flags)
             machine().streams[self._stream.handle] = self._stream
+            weakref.finalize(self, machine().check_destruction, "a stream")
 
     @property
     def handle(self) -> int:
@@ -144,6 +148,7 @@ class Event:
     def __init__(self, flags: int = 0) -> None:
         with _errors("cuEventCreate"):
             machine().check_context()
+        weakref.finalize(self, machine().check_destruction, "an event")
         self._mark: tuple[_MachineStream, int] | None = None
 
     def record(self, stream: Stream) -> Event:
