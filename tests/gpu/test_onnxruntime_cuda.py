@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from export.parity import Tolerances, compare_detections, report_of
 from export.to_onnx import export_onnx
 from runtime.backends.nvidia import gpu_count
 from runtime.backends.onnxruntime_providers import CPU, CUDA, TENSORRT
-from runtime.conveyor.scene import render_scene
 from runtime.detector import open_detector
 from training.checkpoint import load_checkpoint
-
-DEMO = Path(__file__).resolve().parents[2] / "assets" / "conveyor.pt"
-LOOSE = Tolerances(box_px=0.5, score=1e-2, iou=1e-2)  # TF32 convolutions, sums in another order
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,26 +21,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
+def model_path(demo, tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "model.onnx"
-    export_onnx(*load_checkpoint(DEMO), path)
+    export_onnx(*load_checkpoint(demo), path)
     return path
 
 
-@pytest.fixture(scope="module")
-def frames():
-    return [render_scene(21, index).frame for index in range(4)]
-
-
-def check_same(name, reference, candidate, rule):
-    compared = zip(reference, candidate, strict=True)
-    report = report_of([compare_detections(name, one, other, rule, LOOSE) for one, other in compared], rule, LOOSE)
-    print(report.table())
-    report.check()
-
-
 @pytest.mark.parametrize(("asked", "first"), [(["cuda", "cpu"], CUDA), (["tensorrt", "cuda", "cpu"], TENSORRT)])
-def test_a_provider_detects_what_the_cpu_detects(model_path, frames, asked, first):
+def test_a_provider_detects_what_the_cpu_detects(model_path, frames, check_same, asked, first):
     if first == TENSORRT and importlib.util.find_spec("tensorrt") is None:
         pytest.skip("TensorRT is not installed")
     with open_detector(model_path, providers=["cpu"]) as cpu, open_detector(model_path, providers=asked) as gpu:
@@ -67,7 +49,7 @@ def test_outputs_are_the_callers(model_path, frames):
         np.testing.assert_array_equal(array, copy)
 
 
-def test_clones_run_in_threads(model_path, frames):
+def test_clones_run_in_threads(model_path, frames, check_same):
     with open_detector(model_path, providers=["cuda", "cpu"]) as gpu:
         reference = gpu(frames)
         found = {}
