@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from calib.artifact import element_types
 
+MARK = "edgercnn.rounded"  # in the metadata of what is of no use to TensorRT
 WIDE, UNROUNDED = "/wide", "/unrounded"  # end the names of values that are FP32 here: read by a node, made by a node
 
 
@@ -43,6 +44,7 @@ def round_like_gpu(model: ModelProto) -> ModelProto:
     assert widened, "no node of the model computes in FP16"
     del result.graph.node[:]
     result.graph.node.extend(nodes)
+    result.metadata_props.add(key=MARK, value="1")
     onnx.checker.check_model(result)
     return result
 

@@ -67,16 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="images of a run (default: the file's, or 1 1 4)",
     )
     parser.add_argument("--size", metavar="HxW", help="refuse a file whose canvas is another")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings, kept from build to build")
     parser.add_argument("--workspace", metavar="SIZE", help="most memory for a layer: MiB, or like 2G (default: all)")
     parser.add_argument("--opt-level", type=int, metavar="0..5", help="effort; TensorRT's own is 3")
-    parser.add_argument("--version-compatible", action="store_true", help="a plan for later TensorRT versions as well")
-    parser.add_argument("--hardware-compatible", action="store_true", help="a plan for all GPUs from Ampere on")
-    parser.add_argument("--embed-plugins", action="store_true", help="put the plugin library into the plan")
-    parser.add_argument("--dla", type=int, metavar="CORE", help="run what it can on this DLA core")
-    parser.add_argument("--refit", action="store_true", help="a plan whose weights can be replaced")
     parser.add_argument("--save-onnx", type=Path, metavar="FILE", help="also write the graph that TensorRT gets")
     parser.add_argument("--verbose", action="store_true", help="show TensorRT's log, and describe layers in the plan")
+    only = parser.add_argument_group("options of TensorRT that TensorRT-RTX has not")
+    only.add_argument("--timing-cache", type=Path, metavar="FILE", help="kernel timings, kept from build to build")
+    only.add_argument("--version-compatible", action="store_true", help="a plan for later TensorRT versions as well")
+    only.add_argument("--hardware-compatible", action="store_true", help="a plan for all GPUs from Ampere on")
+    only.add_argument("--embed-plugins", action="store_true", help="put the plugin library into the plan")
+    only.add_argument("--dla", type=int, metavar="CORE", help="run what it can on this DLA core")
+    only.add_argument("--refit", action="store_true", help="a plan whose weights can be replaced")
     return parser
 
 
@@ -120,7 +121,9 @@ def build_engine(
     Raises:
         UserError: options, file or machine do not fit; see the sentence. RunError: TensorRT failed.
     """
-    flavour, gpu = _flavour(options), next(iter(gpus()), None)
+    gpu = next(iter(gpus()), None)
+    _check_gpu(TARGETS.get(options.target or ""), gpu, options)  # what is asked for, before what is installed
+    flavour = _flavour(options)
     options.check_flavour(flavour)
     _check_gpu(flavour, gpu, options)
     start = time.perf_counter()
@@ -167,7 +170,7 @@ def _flavour(options: BuildOptions) -> str:
     return wanted or installed[0]
 
 
-def _check_gpu(flavour: str, gpu: Gpu | None, options: BuildOptions) -> None:
+def _check_gpu(flavour: str | None, gpu: Gpu | None, options: BuildOptions) -> None:
     """TensorRT builds for the GPU in the machine and no other.
 
     Raises:

@@ -2,7 +2,9 @@
 
     python export/deepstream.py                                   model.onnx -> deepstream/
     python export/deepstream.py --onnx model.onnx --batch 4 --frame 1080x1920
-    python export/build_engine.py --onnx deepstream/model.onnx --engine deepstream/fp16.plan --batch 1 1 4
+    python plugins/build.py --kind plugins --output deepstream
+    python export/build_engine.py --target tensorrt --onnx deepstream/model.onnx --engine deepstream/fp16.plan \\
+        --batch 1 4 4
     make -C deepstream
 
 --frame is the size of the frames that nvinfer gets, that of nvstreammux: the padding is then what the detector was
@@ -24,7 +26,7 @@ import shutil
 
 from export.canvas import Size
 from export.deepstream_graph import canvas_of, nvinfer_network_size, put_std_into_graph
-from export.deepstream_text import Settings, config_text, header_text, readme_text
+from export.deepstream_text import Settings, build_command, config_text, header_text, readme_text
 from export.onnx_inputs import fixed_batch, load_onnx
 from export.plan_files import check_given_library, library_of_plan, needs_library, read_plan
 from plugins.load import LIBRARIES
@@ -34,6 +36,8 @@ from runtime.files import atomic_output
 from runtime.plan import PlanRecord
 from runtime.spec import DetectorSpec
 
+DEFAULT_ENGINE = "fp16.plan"
+LEAST_SIDE = 32  # of a frame, px: one of fewer is a mistake
 SOURCES = Path(__file__).resolve().parent / "deepstream_files"
 MODEL, CONFIG, LABELS = "model.onnx", "config_infer_edgercnn.txt", "labels.txt"
 
@@ -43,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     parser.add_argument("--onnx", type=Path, default=Path("model.onnx"), help="exported file, FP32, FP16 or INT8")
     parser.add_argument("--output", type=Path, default=Path("deepstream"), help="folder to write")
-    parser.add_argument("--engine", default="fp16.plan", metavar="NAME", help="plan's file name in that folder")
+    parser.add_argument("--engine", metavar="NAME", help=f"plan's name in that folder (default: {DEFAULT_ENGINE})")
     parser.add_argument("--nvinfer-builds", action="store_true", help="name no plan: nvinfer builds one at its start")
     parser.add_argument("--batch", type=int, default=1, help="frames per run: the number of streams")
     parser.add_argument("--frame", metavar="HxW", help="size of the frames, px (default: any size, padding and all)")
@@ -130,25 +134,30 @@ def _settings(arguments: argparse.Namespace, spec: DetectorSpec) -> Settings:
             f"--threshold is {arguments.threshold:g}: expected {least:g}, below which the network itself drops boxes, "
             "to 1; correct it."
         )
-    if "/" in arguments.engine or not arguments.engine.endswith((".plan", ".engine")):
+    if arguments.nvinfer_builds and arguments.engine is not None:
+        raise UserError("--engine was given with --nvinfer-builds, which names no plan: leave one of them out.")
+    engine = None if arguments.nvinfer_builds else arguments.engine or DEFAULT_ENGINE
+    if engine is not None and ("/" in engine or not engine.endswith((".plan", ".engine"))):
         raise UserError(
-            f"--engine is {arguments.engine!r}: expected the name of a .plan or .engine in the folder that --output "
+            f"--engine is {engine!r}: expected the name of a .plan or .engine in the folder that --output "
             "names; leave folders out."
         )
     if any(";" in name for name in spec.class_names):
         raise UserError("a class name has a semicolon, which separates labels in DeepStream's file: rename the class.")
     frame, canvas = _frame(arguments.frame), canvas_of(spec)
     valid = nvinfer_network_size(frame, canvas) if frame else canvas
-    engine = None if arguments.nvinfer_builds else arguments.engine
-    return Settings(engine, arguments.batch, arguments.threshold, frame, valid)
+    return Settings(engine, arguments.batch, fixed is not None, arguments.threshold, frame, valid)
 
 
 def _frame(text: str | None) -> Size | None:
     if text is None:
         return None
     sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 2 for side in sides):
-        raise UserError(f"--frame is {text!r}: expected height x width, for example 1080x1920; correct it.")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) >= LEAST_SIDE for side in sides):
+        raise UserError(
+            f"--frame is {text!r}: expected height x width, each {LEAST_SIDE} px or more, for example "
+            "1080x1920; correct it."
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -158,7 +167,7 @@ def _check_plan(folder: Path, settings: Settings, model: bytes) -> PlanRecord | 
     if path is None or not path.exists():
         return None
     record = read_plan(path)
-    build = f"python export/build_engine.py --onnx {folder / MODEL} --engine {path}"
+    build = build_command(folder, settings)
     if record.flavour != "tensorrt":
         raise UserError(f"{path} is a plan of TensorRT-RTX, which DeepStream does not load: build it with `{build}`.")
     if record.onnx_sha256 != hashlib.sha256(model).hexdigest():
@@ -170,7 +179,7 @@ def _check_plan(folder: Path, settings: Settings, model: bytes) -> PlanRecord | 
     if not least <= settings.batch <= most:
         raise UserError(
             f"--batch is {settings.batch}, but {path} takes {least} to {most} frames: give one of these, or build it "
-            f"with `{build} --batch 1 {settings.batch} {settings.batch}`."
+            f"with `{build}`."
         )
     return record
 

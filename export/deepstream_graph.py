@@ -2,7 +2,8 @@
 
 nvinfer computes y = net-scale-factor * (x - offsets[c]) for each channel c, with one factor for all. A detector wants
 (x * value_scale - mean[c]) / std[c]. So value_scale becomes the factor, mean / value_scale the offsets, and 1 / std a
-Mul in front of the graph. The spec then says std 1, which is what the file takes: every tool of ours still runs it.
+Mul in front of the graph. The spec then says std 1, which is what the file takes: every tool of ours still runs it,
+on frames of the shape that --frame said, if it did. The file is marked, for it must not be changed twice.
 
 nvinfer pads with black, which is not 0 after normalisation, as a detector wants. Where the size of the frames is known,
 so is the padding, and the same Mul makes it 0: nvinfer fits a frame in, so that only one side is padded.
@@ -22,11 +23,12 @@ from runtime.spec import DetectorSpec
 
 IMAGES = "images"
 UNIT_STD = (1.0, 1.0, 1.0)
+MARK = "edgercnn.deepstream"  # in metadata_props: "any size", or height x width of the frames
 INVERSE_STD, NORMALISED = "edgercnn_inverse_std", "edgercnn_images_by_std"
 
 
 def put_std_into_graph(model: ModelProto, frame_hw: Size | None = None) -> DetectorSpec:
-    """Change `model` in place so that its input is (x * value_scale - mean); a file of that form stays as it is.
+    """Change `model` in place so that its input is (x * value_scale - mean), and mark it as such.
 
     Args:
         frame_hw: size of all frames, px; None: any, and black padding stays.
@@ -36,28 +38,35 @@ def put_std_into_graph(model: ModelProto, frame_hw: Size | None = None) -> Detec
 
     Raises:
         ArtifactError: no spec in the model, or an edited one.
-        UserError: a padding that is not zero, which cannot be kept; or `frame_hw` for a file that was changed before.
+        UserError: a file that was changed before, or a padding that is not zero, which cannot be kept.
     """
     spec = spec_of_model(model)
-    if spec.input.std == UNIT_STD:
-        if frame_hw is not None:
-            raise UserError(
-                "--frame was given with a file that is in DeepStream's form already: give the exported one."
-            )
-        return spec
+    made_for = next((item.value for item in model.metadata_props if item.key == MARK), None)
+    if made_for is not None:
+        raise UserError(
+            f"--onnx names a file that is in DeepStream's form already, for frames of {made_for}: give the one that "
+            "it was made from."
+        )
     if spec.input.pad_value != 0:
         raise UserError(
             f"the model pads with {spec.input.pad_value:g} after normalisation, and DeepStream cannot be told so: use "
             "a model with pad_value 0."
         )
-    for node in model.graph.node:
-        node.input[:] = [NORMALISED if name == IMAGES else name for name in node.input]
-    model.graph.initializer.append(numpy_helper.from_array(_factors(spec, frame_hw), INVERSE_STD))
-    multiply = helper.make_node("Mul", [IMAGES, INVERSE_STD], [NORMALISED], name="divide_by_std")
-    model.graph.node.insert(0, multiply)
+    factors = _factors(spec, frame_hw)
+    if np.any(factors != 1):
+        _multiply_images(model, factors)
+    model.metadata_props.add(key=MARK, value="any size" if frame_hw is None else "x".join(map(str, frame_hw)))
     changed = spec.replace(input=dataclasses.replace(spec.input, std=UNIT_STD), parent_digest=spec.digest())
     replace_spec(model, changed)
     return changed
+
+
+def _multiply_images(model: ModelProto, factors: np.ndarray) -> None:
+    for node in model.graph.node:
+        node.input[:] = [NORMALISED if name == IMAGES else name for name in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(factors, INVERSE_STD))
+    multiply = helper.make_node("Mul", [IMAGES, INVERSE_STD], [NORMALISED], name="divide_by_std")
+    model.graph.node.insert(0, multiply)
 
 
 def _factors(spec: DetectorSpec, frame_hw: Size | None) -> np.ndarray:

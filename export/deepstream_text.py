@@ -25,6 +25,7 @@ class Settings:
 
     engine: str | None  # plan's file name within the folder; None: nvinfer builds from the ONNX file
     batch: int
+    is_batch_fixed: bool  # in the ONNX file
     threshold: float
     frame_hw: Size | None  # of all frames, px; None: any
     valid_hw: Size  # part of the network's input that the picture fills
@@ -89,6 +90,16 @@ def header_text(spec: DetectorSpec, valid_hw: Size) -> str:
     return "\n".join([*lines, "", "}  // namespace edgercnn", ""])
 
 
+def build_command(folder: Path, settings: Settings) -> str:
+    """The line that builds the plan in that folder: nvinfer loads those of TensorRT only."""
+    assert settings.engine is not None
+    words = ["python", "export/build_engine.py", "--target", "tensorrt", "--onnx", str(folder / "model.onnx")]
+    words += ["--engine", str(folder / settings.engine)]
+    if settings.batch > 1 and not settings.is_batch_fixed:
+        words += ["--batch", "1", str(settings.batch), str(settings.batch)]
+    return shlex.join(words)
+
+
 def readme_text(folder: Path, settings: Settings, brings_library: bool) -> str:
     """The steps on the machine with DeepStream."""
     place, batch = shlex.quote(str(folder)), settings.batch
@@ -97,9 +108,7 @@ def readme_text(folder: Path, settings: Settings, brings_library: bool) -> str:
     if brings_library:
         steps.append(f"python plugins/build.py --kind plugins --output {place}")
     if settings.engine is not None:
-        plan = shlex.quote(str(folder / settings.engine))
-        batches = f" --batch 1 {batch} {batch}" if batch > 1 else ""
-        steps.append(f"python export/build_engine.py --onnx {place}/model.onnx --engine {plan}{batches}")
+        steps.append(build_command(folder, settings))
     steps.append(f"make -C {place}")
     pipeline = (
         "gst-launch-1.0 filesrc location=VIDEO.mp4 ! qtdemux ! h264parse ! nvv4l2decoder ! mux.sink_0 \\\n"
@@ -112,6 +121,7 @@ def readme_text(folder: Path, settings: Settings, brings_library: bool) -> str:
             "# EdgeRCNN for DeepStream\n",
             "In the clone of EdgeRCNN, on the machine that runs DeepStream:\n",
             _code("\n".join(steps)),
+            "`make` takes `DEEPSTREAM=/path/to/deepstream` and `CUDA=/path/to/cuda` where these are elsewhere.\n",
             "The plugin library belongs in this folder, for `make` links the parser with it, so that nvinfer finds the "
             "plugins.\n"
             if brings_library

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.engine_config import RTX_TURING, configure, target_sms
+from export.engine_config import configure, target_sms
 from export.engine_options import BuildOptions
 from export.engine_progress import PhaseTree, Show
 from plugins.load import LibraryError, plugin_library
@@ -29,7 +29,6 @@ from runtime.plan import TensorProfile, file_sha256
 
 MOST_ERRORS = 3  # of TensorRT's, in one sentence; the first is the cause
 MEMORY_ERRORS = ("outofmemory", "out of memory", "memory allocation", "insufficient workspace", "workspace limit")
-TURING_ERROR = "turing"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def build_plan(
     config.progress_monitor = _make_monitor(library, show, is_cancelled)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_error(library, logger.errors, request.options, sms, is_cancelled())
+        raise _build_error(library, logger.errors, request.options, is_cancelled())
     has_cache = request.options.timing_cache is not None
     return BuildResult(
         plan=bytes(memoryview(plan)),
@@ -183,9 +182,7 @@ def _make_monitor(library: TensorRt, show: Show, is_cancelled: Callable[[], bool
     return Monitor()
 
 
-def _build_error(
-    library: TensorRt, errors: Sequence[str], options: BuildOptions, sms: Sequence[int], cancelled: bool
-) -> EdgeRcnnError:
+def _build_error(library: TensorRt, errors: Sequence[str], options: BuildOptions, cancelled: bool) -> EdgeRcnnError:
     """The sentence for a build that gave no plan."""
     text = " ".join(errors).lower()
     reason = f"{library.title} built no plan ({_joined(errors)})"
@@ -196,8 +193,6 @@ def _build_error(
             given = options.workspace / (1 << 20)
             return UserError(f"{reason}: --workspace of {given:g} MiB is too small; give more, or leave it out.")
         return RunError(f"{reason}: memory ran out; close other programs, or give --batch with fewer images at most.")
-    if TURING_ERROR in text and RTX_TURING in sms:
-        return UserError(f"{reason}: SM 75 lacks what the detector needs; leave 75 out of --sm.")
     return RunError(f"{reason}: {_report_advice()}.")
 
 

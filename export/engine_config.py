@@ -68,13 +68,14 @@ def target_sms(library: TensorRt, asked: Sequence[int], present: int | None) -> 
         assert present is not None, "the command line checked that there is a GPU"
         return (present,)
     names = library.module.ComputeCapability.__members__
-    known = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdecimal())
-    sms = tuple(asked) or ((present,) if present else tuple(sm for sm in known if sm != RTX_TURING))
+    listed = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdecimal())
+    known = [sm for sm in listed if sm != RTX_TURING]
+    sms = tuple(asked) or ((present,) if present else tuple(known))
     for sm in sms:
         if sm not in known:
             whose = "--sm is" if asked else "this machine's GPU is"
             raise UserError(
-                f"{whose} {sm}, which {library.title} does not build for: give --sm with some of "
+                f"{whose} {sm}, which {library.title} cannot build the detector for: give --sm with some of "
                 f"{', '.join(map(str, known))}."
             )
     return tuple(dict.fromkeys(sms))

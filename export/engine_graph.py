@@ -16,6 +16,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from calib.artifact import replace_spec, spec_of_model
 from calib.fp16 import convert_to_fp16, count_precisions
+from calib.rounding import MARK
 from export.engine_builder import CustomNode
 from export.engine_options import DEFAULT_BATCHES, BuildOptions
 from runtime.backends.onnxruntime import read_spec
@@ -86,6 +87,8 @@ def _load(content: bytes) -> ModelProto:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ArtifactError(f"the file is damaged ({error}): {EXPORT_ADVICE}.") from error
+    if any(entry.key == MARK for entry in model.metadata_props):
+        raise ArtifactError("the file rounds every result, to measure FP16 on a CPU: build the FP32 file instead.")
     inputs = model.graph.input
     names = tuple(value.name for value in inputs)
     if names != INPUTS or not all(dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim[1:]):

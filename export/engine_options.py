@@ -20,6 +20,7 @@ RTX_LACKS = {
     "hardware_compatible": "it has --sm with several GPUs instead",
     "embed_plugins": "it takes no plugins",
     "dla": "it runs on desktop GPUs",
+    "refit": "version 1.7 fails to compile the ops' bodies so",
 }
 
 Batches = tuple[int, int, int]
@@ -62,7 +63,7 @@ class BuildOptions:
             raise UserError(f"--opt-level is {self.opt_level}: expected 0 to {MOST_OPT_LEVEL}; TensorRT's own is 3.")
         if self.dla is not None and self.dla < 0:
             raise UserError(f"--dla is {self.dla}: expected the number of a DLA core, 0 or 1.")
-        if self.embed_plugins and not self.version_compatible:
+        if self.embed_plugins and not self.version_compatible and self.target != "rtx":
             raise UserError(
                 "--embed-plugins was given without --version-compatible: TensorRT puts plugins into version-compatible "
                 "plans only; give both or neither."

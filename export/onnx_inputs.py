@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from runtime.backends.onnx_file import ADVICE, read_metadata
 from runtime.errors import ArtifactError
 
+DOMAIN = "edgercnn"
 INPUTS = ("images", "im_info")
 Shape = tuple[int | str, ...]  # a fixed size, or the name of one that is free
 
@@ -48,6 +49,26 @@ def fixed_batch(path: Path) -> int | None:
     """
     batch = input_shapes(path)["images"][0]
     return batch if isinstance(batch, int) else None
+
+
+def has_bodies(path: Path) -> bool:
+    """Whether the file has functions that compute our own nodes, for runtimes that do not know them.
+
+    Raises:
+        ArtifactError: as `load_onnx`.
+    """
+    return any(function.domain == DOMAIN for function in load_onnx(path).functions)
+
+
+def lacks_bodies(path: Path) -> bool:
+    """Whether the file has nodes of ours without functions for them, so that only plugins compute them.
+
+    Raises:
+        ArtifactError: as `load_onnx`.
+    """
+    model = load_onnx(path)
+    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
+    return any(node.domain == DOMAIN and node.op_type not in bodies for node in model.graph.node)
 
 
 def _side(side: onnx.TensorShapeProto.Dimension) -> int | str:

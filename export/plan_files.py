@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plugins.load import LibraryError, find_library
+from plugins.load import LIBRARIES, LibraryError, find_library
 from runtime.errors import ArtifactError, BackendUnavailableError, UserError
 from runtime.plan import BUILD_COMMAND, PlanRecord, check_plan_file, file_sha256, read_sidecar, sidecar_path
+
+SOME_LIBRARY = Path("/path/to") / LIBRARIES["plugins"]  # stands in a command for a library that was not found
 
 
 def read_plan(path: Path) -> PlanRecord:
@@ -59,6 +61,17 @@ def library_of_plan(record: PlanRecord, given: Path | None) -> Path | None:
             f"build the plan again with `{BUILD_COMMAND}`."
         )
     return given
+
+
+def missing_library(record: PlanRecord, library: Path | None) -> str | None:
+    """A sentence for a plan that needs a plugin library, where `library_of_plan` found none."""
+    if library is not None or not needs_library(record):
+        return None
+    return (
+        "the plugin library that the plan was built with is not on this machine: copy it from where the plan was built "
+        "and give it with --plugins, or build one with `python plugins/build.py --kind plugins`, and then the plan "
+        f"again with `{BUILD_COMMAND}`."
+    )
 
 
 def check_given_library(given: Path | None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from export.selftest_compare import PREPARED_ON_CPU, WITHOUT_GRAPH
-from export.selftest_steps import FAILED, NOT_RUN, PASSED, Step
+from export.selftest_steps import FAILED, INTERRUPTED, NOT_RUN, PASSED, Step
 from runtime.diagnosis.children import Finding
 from runtime.diagnosis.facts import Facts, Verdict
 from runtime.diagnosis.report import format_report, report_mapping, without_private
@@ -21,6 +21,7 @@ def summary(steps: Sequence[Step]) -> str:
     """`7 passed, 1 failed, 6 not run`, and how many plans ran slower than they should, if any did."""
     counts = ((state, sum(step.state == state for step in steps)) for state in (PASSED, FAILED, NOT_RUN))
     parts = [", ".join(f"{count} {state}" for state, count in counts)]
+    parts += [INTERRUPTED] if any(step.state == INTERRUPTED for step in steps) else []
     for slow, what in (
         (sum("without" in step.values.get("graph", "") for step in steps), WITHOUT_GRAPH),
         (sum(step.values.get("prepared_on_cpu", False) for step in steps), f"with {PREPARED_ON_CPU}"),
@@ -45,7 +46,7 @@ def report_markdown(steps: Sequence[Step], findings: Mapping[str, Finding], foun
         lines.append(f"| {step.name} | {step.state} | {seconds} | {_cell(step.detail)} |")
     lines += _detections(steps)
     for step in steps:
-        if step.state == FAILED:
+        if step.state == FAILED and (step.command or step.tail):
             lines += ["", f"## {step.name}", "", "```", *([f"$ {step.command}"] if step.command else []), *step.tail]
             lines += ["```"]
     lines += ["", "## The machine", "", "```", format_report(Facts(findings), found), "```"]

@@ -67,7 +67,7 @@ class Selftest:
 
     def _export(self, given: Path | None) -> Path | None:
         if given is not None:
-            self._steps.skip("export", f"{given.name} was given by --onnx")
+            self._steps.skip("export", f"{given.name} was given by --model")
             return given
         verdict, model = self._verdict("export"), self._folder / "model.onnx"
         if verdict.state != NO:
@@ -77,7 +77,7 @@ class Selftest:
         if Path("model.onnx").is_file():
             self._steps.skip("export", f"{verdict.reason}; the model.onnx that is here is taken")
             return Path("model.onnx")
-        reason = f"{verdict.reason}, and there is no model.onnx here: give one by --onnx"
+        reason = f"{verdict.reason}, and there is no model.onnx here: give one by --model"
         self._steps.add(Step("export", FAILED, detail=reason))
         return None
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+PASSED, FAILED, NOT_RUN, INTERRUPTED = "passed", "failed", "not run", "interrupted"
 TAIL_LINES = 25
+END_S = 5.0  # what an interrupted step may take to clean up
 LIMIT_S = 1800.0  # the first plan that a small Jetson builds takes many minutes
 
 
@@ -41,6 +44,7 @@ class Steps:
 
     def __init__(self, say: Callable[[str], None], limit_s: float = LIMIT_S) -> None:
         self.done: list[Step] = []
+        self.running = ""  # the name of the step that has begun and is not kept yet
         self._say = say
         self._limit_s = limit_s
 
@@ -55,11 +59,13 @@ class Steps:
         """
         if makes is not None:
             makes.unlink(missing_ok=True)  # of an earlier self-test
-        shown = f"python {script} {' '.join(map(str, options))}"
+        shown = shlex.join(["python", script, *map(str, options)])
         command = [sys.executable, str(ROOT / script), *map(str, options)]
+        self.running = name
         self._say(f"{name}: {shown}")
         start = time.perf_counter()
-        code, lines = _output_of(command, self._limit_s)
+        with tempfile.TemporaryDirectory(prefix="edgercnn-selftest-", ignore_cleanup_errors=True) as temporary:
+            code, lines = _output_of(command, self._limit_s, temporary)
         seconds = round(time.perf_counter() - start, 2)
         if code == 0 and makes is not None and not makes.is_file():
             reason = f"{script} ended without an error and without {makes.name}"
@@ -77,13 +83,14 @@ class Steps:
     def add(self, step: Step) -> Step:
         """Keep a step that was carried out elsewhere."""
         self.done.append(step)
+        self.running = ""
         self._say(f"{step.name}: {step.state}{f', {step.seconds:.1f} s' if step.seconds else ''}: {step.detail}")
         return step
 
 
-def _output_of(command: Sequence[str], limit_s: float) -> tuple[int | None, list[str]]:
+def _output_of(command: Sequence[str], limit_s: float, temporary: str) -> tuple[int | None, list[str]]:
     """Exit code (None: it was ended) and the lines that were said, on stdout and stderr alike."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": temporary}
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -99,10 +106,20 @@ def _output_of(command: Sequence[str], limit_s: float) -> tuple[int | None, list
         _kill(child)
         said, code = child.communicate()[0], None
     except BaseException:  # Ctrl-C: the child is in a session of its own
-        _kill(child)
+        _interrupt(child)
         raise
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in said.decode("utf-8", errors="replace").split("\n")]
     return code, [line for line in lines if line]
+
+
+def _interrupt(child: subprocess.Popen[bytes]) -> None:
+    """Hand Ctrl-C on, so that the child removes what it has half written; what is left after END_S is killed."""
+    with contextlib.suppress(OSError):
+        os.killpg(child.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.communicate(timeout=END_S)
+    _kill(child)
+    child.wait()
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

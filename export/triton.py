@@ -18,17 +18,18 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 
 import argparse
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 
 import numpy as np
 
-from export.plan_files import library_of_plan, read_plan
+from export.plan_files import library_of_plan, missing_library, read_plan
 from export.triton_config import LABELS, MODEL_FILES, WARMUP_IM_INFO, ModelSettings, model_config, to_text
-from export.triton_readme import readme
+from export.triton_readme import Server, readme
 from runtime.backends.onnxruntime import read_spec
 from runtime.command import command_parser, run_command
-from runtime.errors import UserError
+from runtime.errors import ArtifactError, UserError
 from runtime.files import atomic_output
 from runtime.plan import PlanRecord, sidecar_path
 from runtime.spec import DetectorSpec
@@ -63,7 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--queue-delay", type=int, default=500, metavar="US", help="µs that a frame waits for others")
     parser.add_argument("--instances", type=int, default=1, help="copies of the model on each device")
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="where an ONNX file runs")
-    parser.add_argument("--tensorrt", action="store_true", help="ONNX Runtime's TensorRT provider for an ONNX file")
     parser.add_argument("--plugins", type=Path, help="libedgercnn_plugins.so for the README (default: the one found)")
     return parser
 
@@ -73,22 +73,27 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     _check_arguments(arguments)
     sources = _sources(arguments)
-    for source in sources:
-        suffix = "_onnx" if len(sources) > 1 and source.backend == "onnxruntime" else ""
-        settings = _settings(source, arguments, arguments.name + suffix)
-        library = library_of_plan(source.record, arguments.plugins) if source.record else None
-        folder = write_model(arguments.repository, source, settings, arguments.version, library)
+    models = [(source, _settings(source, arguments, name)) for source, name in _named(sources, arguments.name)]
+    for _, settings in models:
+        _check_other_versions(arguments.repository / settings.name, settings.backend)
+    record = next((source.record for source in sources if source.record), None)
+    library = library_of_plan(record, arguments.plugins) if record else None
+    server = Server(arguments.repository, record, library, any(settings.device == "gpu" for _, settings in models))
+    for source, settings in models:
+        folder = write_model(source, settings, arguments.version, server)
         print(f"wrote    {folder}: {source.path} as version {arguments.version}, {_batching(settings)}")
-        print((folder / "README.md").read_text(encoding="utf-8").split("```")[1].strip())
+    print(shlex.join(server.docker()))
+    if record and (note := missing_library(record, library)):
+        print(f"note: {note}", file=sys.stderr)
     return 0
 
 
-def write_model(repository: Path, source: Source, settings: ModelSettings, version: int, plugins: Path | None) -> Path:
+def write_model(source: Source, settings: ModelSettings, version: int, server: Server) -> Path:
     """Write the model's folder, each file whole or not at all, the configuration last; other versions stay.
 
     Args:
         version: the number of the folder that gets the file.
-        plugins: the plugin library, for the README.
+        server: for the README.
 
     Returns:
         The model's folder.
@@ -97,12 +102,12 @@ def write_model(repository: Path, source: Source, settings: ModelSettings, versi
         UserError: the folder holds versions for another backend.
         OutputError: it cannot be written.
     """
-    folder, spec = repository / settings.name, source.spec
+    folder, spec = server.repository / settings.name, source.spec
     _check_other_versions(folder, settings.backend)
     im_info = np.array([[spec.input.height, spec.input.width, 1, 1]] * (settings.fixed_batch or 1), np.float32)
     texts = {
         LABELS: "".join(f"{name}\n" for name in spec.class_names),
-        "README.md": readme(repository, settings, source.record, plugins),
+        "README.md": readme(settings, source.record, server),
         "config.pbtxt": to_text(model_config(spec, settings)) + "\n",
     }
     target = folder / str(version) / MODEL_FILES[settings.backend]
@@ -122,8 +127,16 @@ def _sources(arguments: argparse.Namespace) -> list[Source]:
     engine, onnx = arguments.engine, arguments.onnx
     if engine is None and onnx is None:
         engine, onnx = (DEFAULT_ENGINE, None) if DEFAULT_ENGINE.exists() else (None, DEFAULT_ONNX)
+    if onnx is None and arguments.device == "cpu":
+        raise UserError(f"--device cpu was given for {engine}: it is for ONNX files only; give --onnx instead.")
     sources = [_plan_source(engine)] if engine is not None else []
     return sources + ([_onnx_source(onnx)] if onnx is not None else [])
+
+
+def _named(sources: list[Source], name: str) -> list[tuple[Source, str]]:
+    """Each with its model's name: of two, the ONNX file's ends in _onnx."""
+    is_pair = len(sources) > 1
+    return [(source, f"{name}_onnx" if is_pair and source.record is None else name) for source in sources]
 
 
 def _plan_source(path: Path) -> Source:
@@ -143,16 +156,18 @@ def _plan_source(path: Path) -> Source:
 
 
 def _onnx_source(path: Path) -> Source:
-    from export.onnx_inputs import fixed_batch  # a plan is served without the package onnx
+    from export.onnx_inputs import fixed_batch, lacks_bodies  # a plan is served without the package onnx
 
     spec = read_spec(path)
+    if lacks_bodies(path):
+        raise ArtifactError(
+            f"{path} has nodes without bodies, which are for TensorRT's plugins, and ONNX Runtime cannot run it: give "
+            "the file that `python export/to_onnx.py` wrote."
+        )
     return Source(path, "onnxruntime", spec, fixed_batch(path), None, None, None)
 
 
 def _settings(source: Source, arguments: argparse.Namespace, name: str) -> ModelSettings:
-    if source.backend == "tensorrt" and (arguments.device == "cpu" or arguments.tensorrt):
-        option = "--device cpu" if arguments.device == "cpu" else "--tensorrt"
-        raise UserError(f"{option} was given for {source.path}: it is for ONNX files only; give --onnx instead.")
     if arguments.max_batch and source.fixed_batch and arguments.max_batch != source.fixed_batch:
         raise UserError(
             f"--max-batch is {arguments.max_batch}, but {source.path} takes {source.fixed_batch} per run and no other "
@@ -173,8 +188,7 @@ def _settings(source: Source, arguments: argparse.Namespace, name: str) -> Model
         preferred_batches=tuple(sorted({best, most} - {1})),
         queue_delay_us=arguments.queue_delay,
         instances=arguments.instances,
-        device=arguments.device,
-        accelerate=arguments.tensorrt,
+        device=arguments.device if source.backend == "onnxruntime" else "gpu",
         num_versions=arguments.versions_served,
     )
 

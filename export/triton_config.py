@@ -37,7 +37,6 @@ class ModelSettings:
     queue_delay_us: int
     instances: int
     device: str  # gpu, cpu
-    accelerate: bool  # ONNX Runtime's TensorRT execution provider
     num_versions: int
 
 
@@ -55,8 +54,8 @@ def model_config(spec: DetectorSpec, settings: ModelSettings) -> Message:
     if not settings.fixed_batch:
         batching = {"preferred_batch_size": settings.preferred_batches} if settings.preferred_batches else {}
         config["dynamic_batching"] = {**batching, "max_queue_delay_microseconds": settings.queue_delay_us}
-    if optimization := _optimization(spec, settings):
-        config["optimization"] = optimization
+    if settings.backend == "tensorrt":  # one graph per batch size, for no shape depends on data
+        config["optimization"] = {"cuda": {"graphs": True}}
     config["model_warmup"] = _warmup(spec, settings)
     config["parameters"] = [{"key": SPEC_PARAMETER, "value": {"string_value": spec.to_json()}}]
     return config
@@ -121,21 +120,6 @@ def _tensor(name: str, dtype: str, shape: tuple[int, ...], settings: ModelSettin
 
 def _whole(shape: tuple[int, ...], settings: ModelSettings) -> tuple[int, ...]:
     return (settings.fixed_batch, *shape) if settings.fixed_batch else shape
-
-
-def _optimization(spec: DetectorSpec, settings: ModelSettings) -> Message:
-    """One CUDA graph per batch size for a plan, whose shapes never depend on data; TensorRT for an ONNX file."""
-    if settings.backend == "tensorrt":
-        return {"cuda": {"graphs": True}}
-    if not settings.accelerate:
-        return {}
-    options = {
-        "precision_mode": "FP32" if spec.precision == "fp32" else spec.precision.upper(),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": "/tmp/edgercnn-engines",
-    }
-    parameters = [{"key": key, "value": value} for key, value in options.items()]
-    return {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt", "parameters": parameters}]}}
 
 
 def _warmup(spec: DetectorSpec, settings: ModelSettings) -> list[Message]:

@@ -20,10 +20,11 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 import argparse
 import shlex
 
-from export.plan_files import library_of_plan, needs_library, read_plan
-from plugins.load import LIBRARIES
+from export.plan_files import SOME_LIBRARY, library_of_plan, missing_library, needs_library, read_plan
+from runtime.backends.onnxruntime import read_spec
 from runtime.command import command_parser, run_command
-from runtime.plan import PlanRecord
+from runtime.errors import ArtifactError
+from runtime.plan import BUILD_COMMAND, PlanRecord
 
 RUNS_GRAPHS_BY_DEFAULT = 11  # from this major on, CUDA graph and spin wait are on, and copies are left out
 # our option: trtexec's, with its value if it has one
@@ -48,9 +49,32 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
     record = read_plan(arguments.engine)
+    if arguments.onnx is not None:
+        check_graph(record, arguments.onnx)
     plugins = library_of_plan(record, arguments.plugins)
+    if note := missing_library(record, plugins):
+        print(f"note: {note}", file=sys.stderr)
     print("\n".join(trtexec_commands(record, arguments.engine, arguments.onnx, plugins)))
     return 0
+
+
+def check_graph(record: PlanRecord, path: Path) -> None:
+    """See that the ONNX file is what `build_engine.py --save-onnx` wrote for that plan, by its spec and its bodies.
+
+    Raises:
+        ArtifactError: it is not there, cannot be read, or is another.
+    """
+    from export.onnx_inputs import has_bodies
+
+    advice = f"write it with `{BUILD_COMMAND} --save-onnx {record.precision}.trt.onnx`"
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist: {advice}.")
+    if read_spec(path).digest() != record.spec.digest():
+        raise ArtifactError(f"{path} is not the graph of that plan, for their specs differ: {advice}.")
+    if record.flavour == "tensorrt" and has_bodies(path):
+        raise ArtifactError(
+            f"{path} has bodies for the nodes that are plugins, and TensorRT may prefer them to the plugins: {advice}."
+        )
 
 
 def trtexec_commands(record: PlanRecord, plan: Path, onnx: Path | None, plugins: Path | None) -> list[str]:
@@ -59,10 +83,11 @@ def trtexec_commands(record: PlanRecord, plan: Path, onnx: Path | None, plugins:
     Args:
         plan: where the plan is; nothing of it is read.
         onnx: the file without the bodies of plugin nodes; None: no build line.
-        plugins: the plugin library; None: its plain name, where the plan needs one.
+        plugins: the plugin library; None: a name to replace, where the plan needs one.
 
     Returns:
-        The build line, if there is `onnx`, then the line that loads and times the plan with its preferred shapes.
+        The build line, if there is `onnx`, which writes NAME.trtexec.plan beside the plan; then the line that loads and
+        times the plan with its preferred shapes.
 
     Raises:
         ArtifactError: `onnx` cannot be read.
@@ -86,7 +111,7 @@ def _load_line(record: PlanRecord, plan: Path, plugins: Path | None) -> list[str
 def _build_line(record: PlanRecord, plan: Path, onnx: Path, plugins: Path | None) -> list[str]:
     from export.onnx_inputs import input_shapes  # the line that loads a plan is wanted where there is no onnx, too
 
-    line = [_program(record), f"--onnx={onnx}", f"--saveEngine={plan}", "--skipInference"]
+    line = [_program(record), f"--onnx={onnx}", f"--saveEngine={plan.with_suffix('.trtexec.plan')}", "--skipInference"]
     if any(isinstance(side, str) for shape in input_shapes(onnx).values() for side in shape):
         for kind in ("min", "opt", "max"):
             shapes = {profile.name: getattr(profile, kind) for profile in record.profiles}
@@ -135,7 +160,7 @@ def _major(record: PlanRecord) -> int:
 
 
 def _library(plugins: Path | None) -> str:
-    return str(plugins or LIBRARIES["plugins"])
+    return str(plugins or SOME_LIBRARY)
 
 
 def _shapes(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -197,7 +197,7 @@ def run(argv: list[str] | None = None) -> int:
     try:
         return main(argv)
     except KeyboardInterrupt:
-        print("interrupted: what was finished has been kept.", file=sys.stderr)
+        print("interrupted: what was finished is kept, and nothing is half written.", file=sys.stderr)
         return INTERRUPTED
     except BuildError as error:
         if "--debug" in (sys.argv[1:] if argv is None else argv):

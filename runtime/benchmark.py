@@ -36,9 +36,15 @@ from runtime.files import atomic_output, check_writable
 from runtime.hardware import CpuWatch, physical_cores
 from runtime.plots import load_matplotlib, write_bars
 from runtime.progress import progress_bar
-from runtime.timing import Agreement, Contestant, EngineContestant, compare_detections, speed_ratio, time_in_turns
-
-LEAST_AGREEMENT = 0.95  # share of detections in common; rounding moves a few across thresholds
+from runtime.timing import (
+    LEAST_AGREEMENT,
+    Agreement,
+    Contestant,
+    EngineContestant,
+    compare_detections,
+    speed_ratio,
+    time_in_turns,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

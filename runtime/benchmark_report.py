@@ -14,7 +14,7 @@ from runtime.benchmark_start import Start
 from runtime.detector import STAGES
 from runtime.hardware import cpu_name, describe_machine
 from runtime.tables import format_table
-from runtime.timing import Agreement, SpeedRatio, Timing
+from runtime.timing import LEAST_AGREEMENT, Agreement, SpeedRatio, Timing
 
 DISTURBED = 0.1  # share of the CPU time taken by other programs above which nothing measured is to be trusted
 
@@ -39,6 +39,12 @@ def report(
     if agreements:
         lines += ["", agreement_table(agreements)]
     lines += ["", *(_sentence(ratio) for ratio in ratios)] if ratios else []
+    for one in agreements:
+        if one.share < LEAST_AGREEMENT:
+            lines.append(
+                f"note: {one.name} and {one.reference} have {one.matched} detections in common, of {one.found} and "
+                f"{one.expected}: they do unequal work, and the ratio says little"
+            )
     if others is not None and others > DISTURBED:
         lines += [
             "",

@@ -24,7 +24,7 @@ def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None 
     try:
         return main(argv)
     except KeyboardInterrupt:
-        print("interrupted: what was finished has been kept.", file=sys.stderr)
+        print("interrupted: what was finished is kept, and nothing is half written.", file=sys.stderr)
         return INTERRUPTED
     except EdgeRcnnError as error:
         if debug:

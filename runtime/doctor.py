@@ -23,12 +23,13 @@ import json
 
 from runtime.command import command_parser, run_command
 from runtime.diagnosis.checks import ARGUMENTS, CHECKS
-from runtime.diagnosis.children import LIMIT_S, Finding, run_checks
+from runtime.diagnosis.children import LIMIT_S, Finding, ended_like_ctrl_c, run_checks
 from runtime.diagnosis.facts import NO, Facts, Verdict
 from runtime.diagnosis.report import format_report, report_mapping
 from runtime.diagnosis.verdicts import USES, verdicts
 from runtime.errors import ArtifactError, BackendUnavailableError, UserError
 from runtime.files import atomic_output, check_writable
+from runtime.plan import SUFFIXES as PLAN_SUFFIXES
 
 SELFTEST = "export.selftest"
 DEFAULT_MODEL = "model.onnx"
@@ -56,15 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.timeout <= 0:
         raise UserError(f"--timeout {arguments.timeout:g}: give seconds above 0.")
-    if arguments.model is not None and not Path(arguments.model).is_file():
-        raise ArtifactError(f"{arguments.model} does not exist: expected a detector, .onnx or .plan; correct --model.")
+    if arguments.model is not None:
+        check_model_argument(Path(arguments.model), arguments.selftest)
     if arguments.output is not None and not arguments.selftest:
         raise UserError("--output is where --selftest writes: add --selftest, or write the findings with --json.")
     if arguments.json is not None:
         check_writable(arguments.json)
-    if arguments.selftest:
-        return run_selftest(arguments)
-    findings, found = examine(arguments.model, arguments.timeout)
+    with ended_like_ctrl_c():
+        if arguments.selftest:
+            return run_selftest(arguments)
+        findings, found = examine(arguments.model, arguments.timeout)
     print(format_report(Facts(findings), found, colors=sys.stdout.isatty()))
     if arguments.json is not None:
         with atomic_output(arguments.json) as temporary:
@@ -75,6 +77,24 @@ def main(argv: list[str] | None = None) -> int:
     if lacking and arguments.require:
         print(f"required, and does not work: {', '.join(lacking)}", file=sys.stderr)
     return 1 if lacking else 0
+
+
+def check_model_argument(path: Path, selftest: bool) -> None:
+    """Refuse a --model that cannot be tried, before anything is run.
+
+    Raises:
+        ArtifactError: there is no such file.
+        UserError: it is of another kind.
+    """
+    expected = ".onnx" if selftest else f".onnx, {' or '.join(PLAN_SUFFIXES)}"
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ArtifactError(f"{path} {what}: expected a detector, {expected}; correct --model.")
+    if path.suffix.lower() in (".onnx", *(() if selftest else PLAN_SUFFIXES)):
+        return
+    if selftest:
+        raise UserError(f"{path}: --selftest builds its plans itself; give the .onnx file by --model, or leave it out.")
+    raise UserError(f"{path} is no detector by its name: expected {expected}; correct --model.")
 
 
 def examine(model: str | None = None, limit_s: float = LIMIT_S) -> tuple[dict[str, Finding], list[Verdict]]:
@@ -109,7 +129,7 @@ def run_selftest(arguments: argparse.Namespace) -> int:
         else:
             reason = f"the Python package {root}: `pip install {root}`"
         raise BackendUnavailableError(f"--selftest needs {reason}.") from error
-    options = ["--onnx", arguments.model] if arguments.model else []
+    options = ["--model", arguments.model] if arguments.model else []
     options += ["--output", str(arguments.output)] if arguments.output else []
     code: int = selftest.main(options)
     return code

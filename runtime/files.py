@@ -55,7 +55,13 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 def cache_folder() -> Path:
     """Folder for what can be made again: `$EDGERCNN_CACHE`, else `~/.cache/edgercnn`. Made on first use."""
     folder = Path(os.environ.get("EDGERCNN_CACHE") or Path.home() / ".cache" / "edgercnn")
-    check_writable(folder / "file")
+    try:
+        check_writable(folder / "file")
+    except OutputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or "it is no folder"
+        raise OutputError(
+            f"the cache {folder} cannot be written ({reason}): set EDGERCNN_CACHE to a folder that can be."
+        ) from error
     return folder
 
 

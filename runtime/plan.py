@@ -107,6 +107,19 @@ class PlanHeader:
     version: str
 
 
+def build_command(path: Path, record: PlanRecord, sm: int | None = None) -> str:
+    """The command that builds the plan at `path` again.
+
+    Args:
+        sm: the GPU that a plan of TensorRT-RTX is to be for; None: those it was for.
+    """
+    options = [f"--onnx {record.onnx_name}", f"--engine {path}"]
+    options += [flag for flag in record.flags if not flag.startswith("--sm")]
+    if record.flavour == "tensorrt_rtx":
+        options.append(f"--sm {sm or ' '.join(map(str, record.sms))}")
+    return f"{BUILD_COMMAND} {' '.join(options)}"
+
+
 def sidecar_path(plan: str | os.PathLike[str]) -> Path:
     """`fp16.plan` -> `fp16.plan.json`."""
     plan = Path(plan)
@@ -136,11 +149,11 @@ def read_sidecar(plan: Path) -> PlanRecord | None:
     path = sidecar_path(plan)
     if not path.exists():
         return None
-    advice = f"build the plan again with `{BUILD_COMMAND}`"
+    advice = f"build the plan again with `{BUILD_COMMAND} --engine {plan}`"
     try:
         mapping = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}): {advice}.") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}): make it readable.") from error
     except ValueError as error:
         raise ArtifactError(f"{path} is not JSON, so it was edited or cut off: {advice}.") from error
     if not isinstance(mapping, dict) or not {"digest", "spec_digest"} <= mapping.keys():
@@ -167,10 +180,11 @@ def check_plan_file(path: Path, record: PlanRecord | None) -> PlanHeader:
     Raises:
         ArtifactError: it is missing, empty, no plan, cut off, or another one.
     """
-    advice = f"build it again with `{BUILD_COMMAND}`"
+    command = f"{BUILD_COMMAND} --engine {path}" if record is None else build_command(path, record)
+    advice = f"build it again with `{command}`"
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise ArtifactError(f"{path} {found}: expected a TensorRT plan; make it with `{BUILD_COMMAND}`.")
+        raise ArtifactError(f"{path} {found}: expected a TensorRT plan; make it with `{command}`.")
     try:
         with path.open("rb") as file:
             size, head = os.fstat(file.fileno()).st_size, file.read(HEADER_BYTES)
@@ -189,7 +203,7 @@ def check_plan_file(path: Path, record: PlanRecord | None) -> PlanHeader:
                     f"both files together, or {advice}."
                 )
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}): {advice}.") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}): make it readable.") from error
     return PlanHeader(TAGS[head[:4]], ".".join(str(part) for part in head[24:28]))
 
 
@@ -207,7 +221,7 @@ def read_spec_argument(path: str | os.PathLike[str]) -> DetectorSpec:
         inner = mapping.get("spec") if isinstance(mapping, dict) and "spec_digest" in mapping else mapping
         return DetectorSpec.from_json(json.dumps(inner))
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}): {advice}.") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}): make it readable.") from error
     except ValueError as error:
         raise ArtifactError(f"{path} holds no DetectorSpec: {advice}.") from error
     except SpecError as error:

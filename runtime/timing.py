@@ -81,6 +81,9 @@ class SpeedRatio:
     high: float
 
 
+LEAST_AGREEMENT = 0.95  # share of detections in common; rounding moves a few across thresholds
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Detections of `name` against those of `reference` on all frames; differences are those of matched pairs."""

@@ -20,6 +20,7 @@ from runtime.plan import (
     BUILD_COMMAND,
     PlanHeader,
     PlanRecord,
+    build_command,
     check_plan_file,
     file_sha256,
     read_sidecar,
@@ -61,7 +62,7 @@ def check_plan(path: Path, spec_argument: str | Path | None = None) -> CheckedPl
     record = read_sidecar(path) if path.is_file() else None
     header = check_plan_file(path, record)
     spec = _spec(path, record, spec_argument)
-    library, gpu = _machine(path, header)
+    library, gpu = _machine(path, record, header)
     _check_version(path, record, header, library, gpu)
     _check_sm(path, record, gpu)
     return CheckedPlan(path, spec, record, library, gpu, _plugins(path, record, library, gpu))
@@ -69,13 +70,7 @@ def check_plan(path: Path, spec_argument: str | Path | None = None) -> CheckedPl
 
 def rebuild_command(path: Path, record: PlanRecord | None, gpu: Gpu) -> str:
     """The command that builds this plan again, for this GPU."""
-    if record is None:
-        return f"`{BUILD_COMMAND} --engine {path}`"
-    options = [f"--onnx {record.onnx_name}", f"--engine {path}"]
-    options += [flag for flag in record.flags if not flag.startswith("--sm")]
-    if record.flavour == "tensorrt_rtx":
-        options.append(f"--sm {gpu.sm}")
-    return f"`{BUILD_COMMAND} {' '.join(options)}`"
+    return f"`{BUILD_COMMAND} --engine {path}`" if record is None else f"`{build_command(path, record, gpu.sm)}`"
 
 
 def _spec(path: Path, record: PlanRecord | None, argument: str | Path | None) -> DetectorSpec:
@@ -99,7 +94,7 @@ def _spec(path: Path, record: PlanRecord | None, argument: str | Path | None) ->
     return record.spec
 
 
-def _machine(path: Path, header: PlanHeader) -> tuple[TensorRt, Gpu]:
+def _machine(path: Path, record: PlanRecord | None, header: PlanHeader) -> tuple[TensorRt, Gpu]:
     """TensorRT of the plan's flavour and the GPU that pycuda will take; names all that is missing at once."""
     missing = []
     if header.flavour not in installed_flavours():
@@ -110,9 +105,10 @@ def _machine(path: Path, header: PlanHeader) -> tuple[TensorRt, Gpu]:
     if not gpus:
         missing.append("an NVIDIA GPU with its driver (`nvidia-smi` must list one)")
     if missing:
+        onnx = record.onnx_name if record is not None else "the .onnx file it was built from"
         listed = missing[0] if len(missing) == 1 else ", ".join(missing[:-1]) + " and " + missing[-1]
         raise BackendUnavailableError(
-            f"{path} is a {TITLES[header.flavour]} plan, and this machine lacks {listed}; `model.onnx` runs as it is."
+            f"{path} is a {TITLES[header.flavour]} plan, and this machine lacks {listed}; {onnx} runs as it is."
         )
     return find_tensorrt(header.flavour), gpus[0]
 

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,14 @@ class Finding:
 
     mend: the command, or the advice, that removes the problem; "" where there is none.
     missing: the Python package whose absence is the problem, as it is imported; "" otherwise.
+    timed_out: it was ended for its time, which says nothing of what is here.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
     mend: str = ""
     missing: str = ""
+    timed_out: bool = False
 
     @property
     def works(self) -> bool:
@@ -91,6 +94,19 @@ def run_child(check: Callable[..., None], arguments: Sequence[str], result: Path
         values.save(problem="")
 
 
+@contextlib.contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """In this block SIGTERM is a KeyboardInterrupt, so that children are ended and temporary folders removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_checks(checks: Mapping[str, Sequence[str]], *, limit_s: float = LIMIT_S) -> dict[str, Finding]:
     """Run checks, AT_A_TIME of them at a time.
 
@@ -98,7 +114,7 @@ def run_checks(checks: Mapping[str, Sequence[str]], *, limit_s: float = LIMIT_S)
         checks: name of a check: its arguments.
         limit_s: what a check may take.
     """
-    with tempfile.TemporaryDirectory(prefix="edgercnn-doctor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="edgercnn-doctor-", ignore_cleanup_errors=True) as folder:
         running: dict[str, subprocess.Popen[bytes]] = {}
 
         def run(name: str) -> Finding:
@@ -121,10 +137,16 @@ def _run_check(
 ) -> Finding:
     result, said = folder / f"{name}.json", folder / f"{name}.txt"
     command = [sys.executable, str(CHILD), name, str(result), *arguments]
+    environment = {**os.environ, "TMPDIR": str(folder)}  # what a child that is killed leaves goes with the folder
     with said.open("wb") as output:
         try:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
             )
         except OSError as error:
             return Finding(problem=f"no process for the check could be started ({error.strerror})")
@@ -149,7 +171,8 @@ def _finding(result: Path, said: Path, code: int | None, limit_s: float) -> Find
         problem = _shortened(content["problem"])
         return Finding(values, problem, content.get("mend", ""), content.get("missing", ""))
     if code is None:
-        return Finding(values, f"it gave no answer within {limit_s:g} s")
+        mend = f"python runtime/doctor.py --timeout {2 * limit_s:g}"
+        return Finding(values, f"it gave no answer within {limit_s:g} s", mend, timed_out=True)
     lines = [line.strip() for line in said.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     ending = f"ended with exit code {code}" if code >= 0 else f"crashed ({_signal_name(-code)})"
     return Finding(values, _shortened(f"it {ending}{f', saying: {lines[-1]}' if lines else ''}"))

@@ -9,6 +9,7 @@ from typing import Any
 from runtime.diagnosis.children import Finding
 
 WORKS, EXPECTED, NO = "works", "expected", "no"  # tried; what it needs is here, but it was not tried; does not work
+CACHE_COMMAND = "export EDGERCNN_CACHE=FOLDER, with a folder that can be written"
 PIP_NAMES = {"cv2": "opencv-python", "tensorrt_rtx": "tensorrt-rtx"}
 
 
@@ -83,7 +84,13 @@ def need_gpu(facts: Facts) -> None:
         Obstacle: there is none.
     """
     if not facts.gpus:
-        raise Obstacle(facts["gpu"].problem, facts["gpu"].mend)
+        raise Obstacle(*no_gpu(facts))
+
+
+def no_gpu(facts: Facts) -> tuple[str, str]:
+    """(why there is none, what mends it)."""
+    gpu = facts["gpu"]
+    return (f"the GPU: {gpu.problem}" if gpu.timed_out else gpu.problem), gpu.mend
 
 
 def tried_model(facts: Facts, suffixes: tuple[str, ...], command: str) -> str:
@@ -97,5 +104,5 @@ def tried_model(facts: Facts, suffixes: tuple[str, ...], command: str) -> str:
     if not name.lower().endswith(suffixes):
         return ""
     if not model.works:
-        raise Obstacle(f"{name}: {model.problem}", command)
+        raise Obstacle(f"{name}: {model.problem}", model.mend or command)
     return f"{name} found {model.get('found')} parts in a drawn picture, {model.get('milliseconds'):g} ms"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backends.nvidia import gpu_count, gpus
+from runtime.backends.tensorrt_library import TITLES
 from runtime.diagnosis.children import CannotError, Values
 from runtime.diagnosis.doubling_graph import LENGTH, doubling_model
 
@@ -62,6 +63,10 @@ def check_model(values: Values, path: str) -> None:
     """Run a detector on a picture of the demo's conveyor; an ONNX file on the CPU."""
     values["file"] = Path(path).name
     providers = ["cpu"] if Path(path).suffix.lower() == ".onnx" else None
+    if providers is None:
+        values["plan"] = _plan_text(Path(path))
+        if gpu_count() == 0:
+            raise CannotError("there is no GPU to run it on")
     from runtime.conveyor.scene import render_scene
     from runtime.detector import open_detector
 
@@ -73,6 +78,22 @@ def check_model(values: Values, path: str) -> None:
         found = detector([frame])[0]
         values["milliseconds"] = round((time.perf_counter() - start) * 1e3, 1)
     values["found"] = len(found.above(0.5))
+
+
+def _plan_text(path: Path) -> str:
+    """What a whole plan was built by and for, of its header and its sidecar.
+
+    Raises:
+        ArtifactError: it is no plan, cut off, or not the one that its sidecar describes.
+    """
+    from runtime.plan import check_plan_file, read_sidecar, sidecar_path
+
+    record = read_sidecar(path)
+    header = check_plan_file(path, record)
+    if record is None:
+        return f"built by {TITLES[header.flavour]} {header.version}; {sidecar_path(path).name} is not beside it"
+    sms = " ".join(f"sm_{sm}" for sm in record.sms)
+    return f"built by {TITLES[record.flavour]} {record.version} for {sms}, {record.precision}"
 
 
 def check_onnx(values: Values) -> None:

@@ -14,12 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from plugins.load import cache_folder
 from runtime.backends.nvidia import driver_cuda_version, gpus
 from runtime.diagnosis.children import CannotError, Values
+from runtime.diagnosis.release import checked_out_commit, edgercnn_version
 from runtime.hardware import cpu_name, physical_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,8 @@ def check_system(values: Values) -> None:
     values["debian"] = _debian_packages(DEBIAN_PACKAGES)
     values["jetson"] = _jetson(values["debian"])
     values["cache_free_bytes"] = _free_bytes(cache_folder())
+    values["cache_problem"] = _cache_problem(cache_folder())
+    values["version"], values["commit"] = edgercnn_version(ROOT), checked_out_commit(ROOT)
 
 
 def check_packages(values: Values) -> None:
@@ -198,6 +202,17 @@ def _free_bytes(folder: Path) -> int | None:
         if existing.is_dir():
             return shutil.disk_usage(existing).free
     return None
+
+
+def _cache_problem(folder: Path) -> str:
+    """Why nothing can be put into the folder, "" if something can; tries the nearest folder above it that exists."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    name = "EDGERCNN_CACHE" if os.environ.get("EDGERCNN_CACHE") else "the folder for the cache"
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return ""
+    except OSError as error:
+        return f"{name} cannot be written ({error.strerror or error})"
 
 
 def _text(path: Path) -> str:

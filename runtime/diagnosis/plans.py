@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime.backends.gpu_code import runs_on
-from runtime.diagnosis.facts import EXPECTED, WORKS, Facts, Obstacle, need, need_gpu, tried_model
+from runtime.diagnosis.facts import CACHE_COMMAND, EXPECTED, WORKS, Facts, Obstacle, need, need_gpu, no_gpu, tried_model
 from runtime.diagnosis.versions import expected_python, rtx_problem, tensorrt_problem
 
 BUILD_PLUGINS = "python plugins/build.py --kind plugins"
@@ -18,7 +18,8 @@ def run_plan(facts: Facts) -> tuple[str, str]:
     Raises:
         Obstacle: it does not work.
     """
-    need_gpu(facts)
+    if not facts.gpus:
+        raise Obstacle(*_why_not_without_gpu(facts))
     if model := tried_model(facts, PLANS, "python export/build_engine.py"):
         return WORKS, model
     try:
@@ -31,6 +32,20 @@ def run_plan(facts: Facts) -> tuple[str, str]:
         return state, f"{reason}; plans of TensorRT-RTX only"
     _need_pycuda(facts)
     return state, f"{reason}; {_plugins(facts)}"
+
+
+def _why_not_without_gpu(facts: Facts) -> tuple[str, str]:
+    """(reason, command): that there is no GPU, and what the file of --model says, if it is a plan."""
+    reason, command = no_gpu(facts)
+    model = facts["model"]
+    name = str(model.get("file", ""))
+    if not name.lower().endswith(PLANS):
+        return reason, command
+    if plan := model.get("plan"):
+        return f"{reason}; {name} is whole, {plan}", command
+    mend = model.mend or "python export/build_engine.py"
+    problem = model.problem if name in model.problem else f"{name}: {model.problem}"
+    return f"{reason}; {problem}", command or mend
 
 
 def build_plan(facts: Facts) -> tuple[str, str]:
@@ -105,6 +120,8 @@ def _why_no_tensorrt(facts: Facts) -> tuple[str, str]:
 def _plugins(facts: Facts) -> str:
     """What shows that the plugin library fits, for a reason."""
     library, registry = facts["plugin_library"], facts["plugin_registry"]
+    if "path" not in library.values and (unwritable := facts["system"].get("cache_problem")):
+        raise Obstacle(f"the plugin library: {library.problem}; {unwritable}", CACHE_COMMAND)
     if "path" not in library.values or not library.works:
         raise Obstacle(f"the plugin library: {library.problem}", library.mend or BUILD_PLUGINS)
     architectures = library.get("architectures") or []

@@ -47,6 +47,7 @@ def report_mapping(findings: Mapping[str, Finding], found: Sequence[Verdict]) ->
     """The same, for programs; nothing in it names a person, a host or a folder outside the clone."""
     content = {
         "doctor": FORMAT,
+        "version": _release(Facts(findings)["system"]),
         "verdicts": [vars(verdict) for verdict in found],
         "notes": list(warnings(Facts(findings))),
         "findings": {name: {**vars(one), "values": dict(one.values)} for name, one in findings.items()},
@@ -57,17 +58,19 @@ def report_mapping(findings: Mapping[str, Finding], found: Sequence[Verdict]) ->
 def describe_machine(facts: Facts) -> Iterable[tuple[str, str]]:
     """(name, text) of each line about what is here."""
     system, gpu = facts["system"], facts["gpu"]
+    yield "EdgeRCNN", _or_problem(system, _release(system))
     yield "system", _or_problem(system, f"{system.get('system')}, Python {system.get('python')}")
     memory = f"{_gb(system.get('memory_bytes'))} memory, {_gb(system.get('free_memory_bytes'))} free"
     yield "CPU", _or_problem(system, f"{system.get('cpu')}, {system.get('cores')} cores; {memory}")
-    yield "disk", f"{_gb(system.get('cache_free_bytes'))} free for the cache"
+    unwritable = system.get("cache_problem")
+    yield "disk", f"{_gb(system.get('cache_free_bytes'))} free for the cache{f'; {unwritable}' if unwritable else ''}"
     jetson = facts.jetson
     board = jetson and f"{jetson['board']}, L4T {jetson['l4t']}, JetPack {jetson['jetpack'] or 'unknown'}"
-    yield "Jetson", board or "this is not a Jetson"
-    yield "GPU", "; ".join(map(_gpu_text, facts.gpus)) or f"none: {gpu.problem}"
-    driver = f"{gpu.get('driver') or 'unknown'}, up to CUDA {gpu.get('cuda')}" if gpu.get("cuda") else "none"
+    yield "Jetson", board or ("this is not a Jetson" if "jetson" in system.values else "unknown")
+    yield "GPU", "; ".join(map(_gpu_text, facts.gpus)) or f"{_absent(gpu)}: {gpu.problem}"
+    driver = f"{gpu.get('driver') or 'unknown'}, up to CUDA {gpu.get('cuda')}" if gpu.get("cuda") else _absent(gpu)
     toolkit = gpu.get("toolkit") or facts["toolchain"].get("nvcc")
-    yield "driver", f"{driver}; CUDA toolkit {toolkit or 'not found'}"
+    yield "driver", f"{driver}; CUDA toolkit {toolkit or ('unknown' if facts['toolchain'].timed_out else 'not found')}"
     names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "tensorrt_lean": "lean runtime"}
     yield "TensorRT", "; ".join(f"{title} {_version(facts[name])}" for name, title in names.items())
     yield "plugins", _library_text(facts["plugin_library"], facts["plugin_registry"])
@@ -100,11 +103,14 @@ def warnings(facts: Facts) -> Iterable[str]:
         yield f"only {_gb(free)} of memory are free: building an engine may fail."
     if disk is not None and disk < LITTLE_DISK:
         yield f"only {_gb(disk)} of disk are free for the cache."
+    if problem := facts["system"].get("cache_problem"):
+        yield f"{problem}: set EDGERCNN_CACHE to a folder that can be."
     kernels = facts["kernel_library"]
     fits = all(runs_on(kernels.get("architectures") or facts.sms, sm) for sm in facts.sms)
     if facts.gpus and not (kernels.works and fits and not kernels.get("old_sources")):
         why = kernels.problem or ("it is of other sources" if fits else "it was built for other GPUs")
-        yield f"plans run with preprocessing on the CPU ({why}): python plugins/build.py --kind cuda."
+        mend = kernels.mend or "python plugins/build.py --kind cuda"
+        yield f"plans run with preprocessing on the CPU ({why}): {mend}."
 
 
 def without_private(value: Any) -> Any:
@@ -150,7 +156,7 @@ def _gpu_text(gpu: Mapping[str, Any]) -> str:
 
 def _library_text(library: Finding, registry: Finding | None) -> str:
     if "path" not in library.values:
-        return f"none: {library.problem}"
+        return f"{_absent(library)}: {library.problem}"
     sms = " ".join(map(str, library.get("architectures") or [])) or "unknown architectures"
     parts = [_home(str(library.get("path"))), f"sm {sms}"]
     parts += [f"for TensorRT {library.get('tensorrt')}"] if library.get("tensorrt") else []
@@ -181,6 +187,15 @@ def _version(finding: Finding) -> str:
 
 def _listed(finding: Finding, name: str, what: str) -> str:
     return f"; {what}: {', '.join(finding.get(name)) or 'none'}" if name in finding.values else ""
+
+
+def _absent(finding: Finding) -> str:
+    return "unknown" if finding.timed_out else "none"
+
+
+def _release(system: Finding) -> str:
+    commit = system.get("commit")
+    return f"{system.get('version') or 'unknown version'}{f', commit {commit}' if commit else ''}"
 
 
 def _or_problem(finding: Finding, text: str) -> str:

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from runtime.diagnosis.facts import EXPECTED, NO, WORKS, Facts, Obstacle, Verdict, need, need_gpu, tried_model
+from runtime.diagnosis.facts import (
+    CACHE_COMMAND,
+    EXPECTED,
+    NO,
+    WORKS,
+    Facts,
+    Obstacle,
+    Verdict,
+    need,
+    need_gpu,
+    tried_model,
+)
 from runtime.diagnosis.plans import build_plan, build_rtx_plan, run_plan
 from runtime.diagnosis.versions import torch_pair_fits
 
@@ -67,6 +78,8 @@ def _build_plugins(facts: Facts) -> tuple[str, str]:
             raise Obstacle(f"{names[name]} is missing{why}", command)
     need(tools, "the compilers", "")
     kernels = f"nvcc {tools.get('nvcc')} compiled a kernel for sm_{tools.get('compiled_for')}"
+    if problem := facts["system"].get("cache_problem"):
+        raise Obstacle(f"{kernels}, but {problem}", CACHE_COMMAND)
     if "headers" in missing:
         raise Obstacle(
             f"{kernels}, but TensorRT's headers are missing: kernels can be built, plugins not", installs["headers"]
@@ -135,6 +148,7 @@ def _need_torch(facts: Facts) -> str:
     install = "pip install -r requirements.txt"
     if facts["system"].get("is_clone") is False:
         raise Obstacle("this is a device's installation: only a clone of EdgeRCNN has training and export")
+    need(facts["packages"], "the packages", install)
     for name in ("torch", "torchvision"):
         if name not in facts["packages"].get("importable", ()):
             raise Obstacle(f"the Python package {name} is not installed", install)

@@ -50,7 +50,7 @@ BAD_ARGUMENTS = [
     ("--precision int8", "the INT8 calibration (calib/) has quantised, which this version does not do yet"),
     ("--precision fp16", "the model has no edgercnn.RpnProposals"),
     ("--target jetson", "--target is 'jetson': expected one of tensorrt, rtx"),
-    ("--target tensorrt", "TensorRT (the Python package tensorrt) is not installed here"),
+    ("--target tensorrt", "TensorRT builds on the GPU that the plan is for, and this machine has none"),
     ("--batch 4 1 1", "--batch is 4 1 1: expected the least, the usual and the most"),
     ("--batch 0 1 1", "--batch is 0 1 1"),
     ("--onnx fixed.onnx --batch 1 1 4", "the file's batch is fixed at 2: leave --batch out, or export the model"),

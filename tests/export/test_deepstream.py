@@ -168,9 +168,15 @@ def test_a_file_in_fp16(demo, tmp_path):
     assert len(match.pairs) == len(reference) == len(candidate) >= 2
 
 
-def test_a_file_of_that_form_stays_as_it_is(folder, tmp_path):
-    assert main(["--onnx", str(folder / "model.onnx"), "--output", str(tmp_path)]) == 0
-    assert (folder / "model.onnx").read_bytes() == (tmp_path / "model.onnx").read_bytes()
+def test_an_exported_file_with_std_1_needs_no_mul(tmp_path):
+    write_onnx(tmp_path / "model.onnx", small_spec(std=[1, 1, 1]))
+    assert main(["--onnx", str(tmp_path / "model.onnx"), "--output", str(tmp_path / "out")]) == 0
+    before, after = (onnx.load(str(folder / "model.onnx")) for folder in (tmp_path, tmp_path / "out"))
+    assert before.graph == after.graph
+    assert main(["--onnx", str(tmp_path / "model.onnx"), "--output", str(tmp_path / "of"), "--frame", "720x1280"]) == 0
+    assert "edgercnn_inverse_std" in {
+        item.name for item in onnx.load(str(tmp_path / "of/model.onnx")).graph.initializer
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,11 +199,18 @@ def test_the_padding_of_known_frames_is_zero(demo, tmp_path, frame, axis, valid)
         assert not along[valid:].any()
 
 
-def test_a_file_of_that_form_gets_no_frame(folder, tmp_path, capsys):
-    options = ["--onnx", str(folder / "model.onnx"), "--output", str(tmp_path), "--frame", "720x1280"]
+@pytest.mark.parametrize("first", [[], ["--frame", "720x1280"]])
+@pytest.mark.parametrize("second", [[], ["--frame", "1080x1920"]])
+def test_a_file_of_that_form_is_refused(demo, tmp_path, capsys, first, second):
+    """The padding of one size must not become another's."""
+    assert main(["--onnx", str(demo), "--output", str(tmp_path / "one"), *first]) == 0
+    capsys.readouterr()
+    options = ["--onnx", str(tmp_path / "one" / "model.onnx"), "--output", str(tmp_path / "two"), *second]
     assert run_command(main, options) == 2
-    assert "is in DeepStream's form already" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    error = capsys.readouterr().err
+    assert f"is in DeepStream's form already, for frames of {first[1] if first else 'any size'}" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "two").exists()
 
 
 @pytest.mark.parametrize(
@@ -239,6 +252,8 @@ WRONG = {
     "another batch than the file's": (["--onnx", "one.onnx", "--batch", "2"], "one.onnx takes 1 per run"),
     "a threshold below the network's": (["--threshold", "0.01"], "--threshold is 0.01: expected 0.05"),
     "a threshold above 1": (["--threshold", "1.5"], "--threshold is 1.5"),
+    "a tiny frame": (["--frame", "10x10"], "--frame is '10x10': expected height x width, each 32 px or more"),
+    "a plan and none": (["--engine", "new.plan", "--nvinfer-builds"], "leave one of them out"),
     "a frame without sides": (["--frame", "720p"], "--frame is '720p'"),
     "no such library": (["--plugins", "none.so", "--engine", "new.plan"], "which is not a file"),
     "a plan elsewhere": (["--engine", "plans/fp16.plan"], "leave folders out"),
@@ -248,7 +263,10 @@ WRONG = {
         ["--engine", "good.plan", "--frame", "720x1280"],
         "was built from another model.onnx",
     ),
-    "a plan of RTX": (["--engine", "rtx.plan"], "which DeepStream does not load"),
+    "a plan of RTX": (
+        ["--engine", "rtx.plan"],
+        "which DeepStream does not load: build it with `python export/build_engine.py --target tensorrt --onnx",
+    ),
     "more streams than the plan takes": (["--engine", "good.plan", "--batch", "5"], "takes 1 to 4 frames"),
     "a build of nvinfer's in FP16": (["--onnx", "half.onnx", "--nvinfer-builds"], "whose types nvinfer does not keep"),
     "a plan without its sidecar": (["--engine", "bare.plan"], "bare.plan.json does not exist"),
@@ -276,6 +294,28 @@ def test_what_cannot_be_is_one_sentence(case, demo, tmp_path, monkeypatch, capsy
     assert expected in error
     assert error.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before, "nothing may be written"
+
+
+def test_the_build_command_has_the_batch_only_where_it_is_free(tmp_path):
+    for batch, expected in (("batch", " --batch 1 4 4\n"), (4, "fp16.plan\n")):
+        write_onnx(tmp_path / "model.onnx", batch=batch)
+        out = tmp_path / f"out-{batch}"
+        assert main(["--onnx", str(tmp_path / "model.onnx"), "--output", str(out), "--batch", "4"]) == 0
+        lines = (out / "README.md").read_text().splitlines(keepends=True)
+        (line,) = [line for line in lines if "build_engine.py" in line]
+        assert line.endswith(expected)
+        assert " --target tensorrt " in line
+
+
+def test_an_rtx_plan_is_refused_with_the_batch(tmp_path, capsys):
+    write_onnx(tmp_path / "model.onnx", batch="batch")
+    options = ["--onnx", str(tmp_path / "model.onnx"), "--output", str(tmp_path / "out"), "--batch", "4"]
+    assert main(options) == 0
+    spec = read_spec(tmp_path / "out" / "model.onnx")
+    facts = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "plugins_sha256": None}
+    write_plan_file(tmp_path / "out" / "fp16.plan", spec=spec, **facts)
+    assert run_command(main, options) == 2
+    assert "fp16.plan --batch 1 4 4`" in capsys.readouterr().err
 
 
 def test_by_path_and_from_another_folder(demo, tmp_path):

@@ -18,6 +18,7 @@ from tests.export.nvinfer import build, compile_driver, initialize, needs_compil
 from tests.helpers_onnx import write_onnx
 
 pytestmark = needs_compiler
+LIBRARY_COMMAND = "python plugins/build.py --kind plugins --output"
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,27 @@ def test_another_network_is_refused(folder, driver, layers, shape, expected):
     assert expected in nvinfer.last_messages[-1]
 
 
+def test_a_missing_sdk_ends_in_one_sentence(folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    (out / "libnvdsinfer_edgercnn.so").unlink()
+    command = ["make", "-s", "-C", str(out), "PLUGINS=", "DEEPSTREAM=/none"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    sentence, from_make = result.stderr.splitlines()
+    assert sentence == (
+        "nvdsinfer_custom_impl.h of the DeepStream SDK is not in /none/sources/includes: make "
+        "DEEPSTREAM=/path/to/deepstream"
+    )
+    assert from_make.startswith("make: ***")
+    (tmp_path / "sources" / "includes").mkdir(parents=True)
+    (tmp_path / "sources" / "includes" / "nvdsinfer_custom_impl.h").write_text("#error something else\n")
+    result = subprocess.run([*command[:-1], f"DEEPSTREAM={tmp_path}"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "something else" in result.stderr
+    assert "\nnot built, see above" in result.stderr
+
+
 def test_the_library_brings_the_plugins(folder, driver, tmp_path):
     """It is linked with the plugin library beside it, whose constructor runs before nvinfer reads a plan."""
     out = tmp_path / "out"
@@ -158,7 +180,7 @@ def test_the_library_brings_the_plugins(folder, driver, tmp_path):
     (out / "libnvdsinfer_edgercnn.so").unlink()
     result = subprocess.run(["make", "-C", str(out)], capture_output=True, text=True)
     assert result.returncode != 0
-    assert "libedgercnn_plugins.so is not in this folder" in result.stderr
+    assert f"is not in this folder: in the clone of EdgeRCNN, {LIBRARY_COMMAND} '{out}'\n" in result.stderr
     code = '#include <cstdio>\n__attribute__((constructor)) static void load() { std::fputs("plugins\\n", stderr); }\n'
     (tmp_path / "plugins.cpp").write_text(code)
     target = ["-o", str(out / "libedgercnn_plugins.so")]

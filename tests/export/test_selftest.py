@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,7 +128,7 @@ def test_no_model_at_all_fails_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = selftest_on(jetson(), tmp_path, RecordedSteps())
     assert states(done) == {"export": FAILED}
-    assert "give one by --onnx" in done["export"].detail
+    assert "give one by --model" in done["export"].detail
 
 
 def test_a_failed_build_stops_nothing_else(tmp_path):
@@ -207,7 +211,37 @@ def test_what_becomes_of_a_step(scripts):
     old = scripts / "old.plan"
     old.touch()
     assert steps.run("nothing made", "good.py", makes=old).detail.endswith("without an error and without old.plan")
+    assert steps.call("quoted", "bad.py", "a b").command == "python bad.py 'a b'"
     assert [step.state for step in steps.done] == [PASSED, FAILED, FAILED, FAILED, FAILED]
+
+
+def test_an_interrupted_step_cleans_up(tmp_path, monkeypatch):
+    """Ctrl-C is handed on to the step's process, which is in a session of its own."""
+    half = tmp_path / "half"
+    code = "import pathlib, signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"half = pathlib.Path({str(half)!r})\nhalf.touch()\ntry:\n    time.sleep(64)\nfinally:\n    half.unlink()"
+    (tmp_path / "writes.py").write_text(code)
+    monkeypatch.setattr(selftest_steps, "ROOT", tmp_path)
+
+    def end() -> None:
+        while not half.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=end, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Steps(lambda line: None).run("writes", "writes.py")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not half.exists()
+
+
+def test_a_failure_without_output_gets_no_code_block():
+    text = report_markdown([Step("export", FAILED, detail="no model")], laptop(), verdicts(Facts(laptop())))
+    assert "| export | failed |  | no model |" in text
+    assert "## export" not in text
 
 
 def test_report_names_failures_and_no_folders():
@@ -249,13 +283,39 @@ def test_for_real_without_a_gpu(tmp_path, monkeypatch, capsys):
 def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
     def run(self: Selftest, given: Path | None) -> None:
         self._steps.add(Step("export", PASSED, 1.0, "done"))
+        self._steps.call("FP16 file", "calib/to_fp16.py")
+
+    def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(selftest_steps, "_output_of", interrupted)
     monkeypatch.setattr(Selftest, "run", run)
     monkeypatch.setattr(selftest, "examine", lambda model: (laptop(), verdicts(Facts(laptop()))))
     assert run_command(selftest.main, ["--output", str(tmp_path)]) == 130
-    assert "| interrupted | failed |" in (tmp_path / "report.md").read_text()
-    assert json.loads((tmp_path / "report.json").read_text())["summary"] == "1 passed, 1 failed, 0 not run"
+    text = (tmp_path / "report.md").read_text()
+    assert "| FP16 file | interrupted |  | the steps after this were not run |" in text
+    assert "## FP16 file" not in text
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["summary"] == "1 passed, 0 failed, 0 not run; interrupted"
+    assert content["doctor"]["version"] == "0.1.0, commit 1a2b3c4"
+
+
+def test_ctrl_c_before_the_steps_writes_no_report(tmp_path, monkeypatch):
+    def examine(model: str | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selftest, "examine", examine)
+    assert run_command(selftest.main, ["--output", str(tmp_path)]) == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_is_refused_before_anything_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(selftest, "examine", None)  # calling it would fail
+    plan = tmp_path / "fp16.plan"
+    plan.touch()
+    assert run_command(selftest.main, ["--model", str(plan), "--output", str(tmp_path)]) == 2
+    assert "--selftest builds its plans itself" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [plan]
 
 
 @pytest.mark.parametrize(

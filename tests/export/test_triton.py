@@ -179,25 +179,46 @@ def test_an_onnx_file_of_any_batch(here):
     assert spec.num_classes == len((here / "models" / "edgercnn" / "labels.txt").read_text().splitlines())
 
 
-def test_an_onnx_file_with_the_tensorrt_provider(here):
-    write_onnx(here / "model.onnx", batch=1)
-    assert main(["--tensorrt"]) == 0
-    config = as_mapping(parse(here / "models" / "edgercnn" / "config.pbtxt"))
-    assert "max_batch_size" not in config
-    accelerators = config["optimization"]["execution_accelerators"]["gpu_execution_accelerator"]
-    assert accelerators[0]["name"] == "tensorrt"
-    assert accelerators[0]["parameters"]["precision_mode"] == "FP32"
-
-
-def test_both_files_become_two_models(here):
-    write_plan_file(here / "a.plan")
+def test_both_files_become_two_models_of_one_server(here, capsys):
+    library = here / "p.so"
+    library.write_bytes(b"library")
+    write_plan_file(here / "a.plan", plugins_sha256=file_sha256(library))
     write_onnx(here / "a.onnx", batch="batch")
-    assert main(["--engine", "a.plan", "--onnx", "a.onnx"]) == 0
+    assert main(["--engine", "a.plan", "--onnx", "a.onnx", "--plugins", "p.so", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["wrote", "wrote", "docker"], "one server runs both"
     configs = [parse(path) for path in sorted((here / "models").glob("*/config.pbtxt"))]
     assert [(config.name, config.backend) for config in configs] == [
         ("edgercnn", "tensorrt"),
         ("edgercnn_onnx", "onnxruntime"),
     ]
+    kinds = [as_mapping(config)["instance_group"][0]["kind"] for config in configs]
+    assert kinds == ["KIND_GPU", "KIND_CPU"]
+    readmes = [(here / "models" / name / "README.md").read_text() for name in ("edgercnn", "edgercnn_onnx")]
+    assert server_lines(readmes[0]) == server_lines(readmes[1])
+    assert shlex.split(said[-1])[-1] == "--backend-config=tensorrt,plugins=/opt/edgercnn/libedgercnn_plugins.so"
+    assert "--gpus=all" in said[-1]
+
+
+def test_the_readme_of_an_onnx_file_says_which_triton(here, capsys):
+    write_onnx(here / "model.onnx", batch="batch")
+    assert main(["--device", "cpu"]) == 0
+    readme = (here / "models" / "edgercnn" / "README.md").read_text()
+    assert "YY.MM is a release of Triton" in readme
+    assert "--gpus=all" not in readme
+    assert "plugins=" not in readme
+    assert capsys.readouterr().err == ""
+
+
+def test_a_library_that_is_not_here_is_said_to_be_missing(here, monkeypatch, capsys):
+    monkeypatch.delenv("EDGERCNN_PLUGINS", raising=False)
+    write_plan_file(here / "fp16.plan")
+    assert main([]) == 0
+    readme = (here / "models" / "edgercnn" / "README.md").read_text()
+    for text in (readme, capsys.readouterr().err):
+        assert "is not on this machine" in text
+        assert "`python plugins/build.py --kind plugins`" in text
+    assert "/path/to/libedgercnn_plugins.so:/opt/edgercnn/libedgercnn_plugins.so:ro" in server_lines(readme)[0]
 
 
 def test_a_new_version_leaves_the_old_one(here):
@@ -246,6 +267,14 @@ def test_code_in_a_plan_must_be_allowed(here, facts):
         assert not any("plugins=" in word for word in line)
 
 
+def write_without_bodies(path: Path) -> None:
+    """A file as `build_engine.py --save-onnx` writes it."""
+    write_onnx(path)
+    model = onnx.load(str(path))
+    model.graph.node.append(onnx.helper.make_node("RpnProposals", ["images"], ["boxes_of_plugin"], domain="edgercnn"))
+    onnx.save(model, path)
+
+
 WRONG = {
     "nothing there": ([], "model.onnx does not exist"),
     "a plan of RTX": (["--engine", "rtx.plan"], "which Triton does not load"),
@@ -253,7 +282,7 @@ WRONG = {
     "a batch above the plan's": (["--engine", "good.plan", "--max-batch", "5"], "takes at most 4"),
     "another batch than the file's": (["--onnx", "one.onnx", "--max-batch", "2"], "takes 1 per run"),
     "a plan on the CPU": (["--engine", "good.plan", "--device", "cpu"], "it is for ONNX files only"),
-    "a plan in ONNX Runtime": (["--engine", "good.plan", "--tensorrt"], "it is for ONNX files only"),
+    "a file for TensorRT": (["--onnx", "bodiless.onnx"], "has nodes without bodies"),
     "a name with a slash": (["--engine", "good.plan", "--name", "a/b"], "--name is 'a/b'"),
     "version 0": (["--engine", "good.plan", "--version", "0"], "--version is 0: expected 1 or more"),
     "a negative delay": (["--engine", "good.plan", "--queue-delay", "-1"], "--queue-delay is -1"),
@@ -271,6 +300,7 @@ def test_what_cannot_be_served_is_one_sentence(here, case, capsys):
     write_plan_file(here / "four.plan", batches=(2, 4, 8))
     write_plan_file(here / "rtx.plan", flavour="tensorrt_rtx", version="1.7.1.116", plugins_sha256=None)
     write_onnx(here / "one.onnx")
+    write_without_bodies(here / "bodiless.onnx")
     assert main(["--engine", "good.plan", "--name", "taken"]) == 0
     before = sorted(here.rglob("*"))
     capsys.readouterr()

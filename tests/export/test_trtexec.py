@@ -12,12 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 
 from export.trtexec import main, trtexec_commands
 from runtime.command import run_command
 from runtime.plan import PlanRecord, file_sha256, sidecar_path
-from tests.helpers_onnx import write_onnx
+from tests.helpers_onnx import small_spec, write_onnx
 from tests.helpers_plan import plan_bytes, plan_facts, write_plan_file
 from tests.test_structure import ROOT
 
@@ -51,7 +53,7 @@ def test_a_plan_of_tensorrt_10(any_batch):
         "trtexec",
         {
             "--onnx": str(any_batch),
-            "--saveEngine": "fp16.plan",
+            "--saveEngine": "fp16.trtexec.plan",
             "--skipInference": "",
             "--minShapes": "images:1x3x64x96,im_info:1x4",
             "--optShapes": "images:2x3x64x96,im_info:2x4",
@@ -126,7 +128,7 @@ def test_dla_and_names_with_blanks(any_batch):
     assert words(lines[0])[1]["--useDLACore"] == "0"
     assert "--allowGPUFallback" in words(lines[0])[1]
     assert words(lines[1])[1]["--loadEngine"] == "my plans/fp16.plan"
-    assert words(lines[1])[1]["--staticPlugins"] == "libedgercnn_plugins.so"
+    assert words(lines[1])[1]["--staticPlugins"] == "/path/to/libedgercnn_plugins.so"
 
 
 def test_the_command_prints_what_the_plan_needs(tmp_path, any_batch):
@@ -139,6 +141,51 @@ def test_the_command_prints_what_the_plan_needs(tmp_path, any_batch):
     lines = result.stdout.splitlines()
     assert [words(line)[0] for line in lines] == ["trtexec", "trtexec"]
     assert [words(line)[1]["--staticPlugins"] for line in lines] == ["p.so", "p.so"]
+
+
+def test_a_library_that_is_not_here_is_said_to_be_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EDGERCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("EDGERCNN_PLUGINS", raising=False)
+    write_plan_file(tmp_path / "fp16.plan")
+    assert main(["--engine", str(tmp_path / "fp16.plan")]) == 0
+    output = capsys.readouterr()
+    assert "is not on this machine" in output.err
+    assert "`python plugins/build.py --kind plugins`" in output.err
+    assert words(output.out)[1]["--staticPlugins"] == "/path/to/libedgercnn_plugins.so"
+    write_plan_file(tmp_path / "fp16.plan", plugins_embedded=True)
+    assert main(["--engine", str(tmp_path / "fp16.plan")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def add_body(path: Path) -> None:
+    """Give the file one function of our domain, as an exported file has."""
+    model = onnx.load(str(path))
+    node, opset = helper.make_node("Identity", ["x"], ["y"]), helper.make_opsetid("", 18)
+    model.functions.append(helper.make_function("edgercnn", "RpnProposals", ["x"], ["y"], [node], [opset]))
+    onnx.save(model, path)
+
+
+def test_only_the_graph_of_the_plan_gives_a_build_line(tmp_path, any_batch, capsys):
+    plan, other, full = tmp_path / "fp16.plan", tmp_path / "other.onnx", tmp_path / "full.onnx"
+    write_plan_file(plan)
+    write_onnx(other, small_spec(height=128))
+    write_onnx(full)
+    add_body(full)
+    for file, expected in (
+        (tmp_path / "none.onnx", "none.onnx does not exist"),
+        (other, "their specs differ"),
+        (full, "has bodies for the nodes that are plugins"),
+        (plan, "fp16.plan is not an ONNX file"),
+    ):
+        assert run_command(main, ["--engine", str(plan), "--onnx", str(file)]) == 2
+        output = capsys.readouterr()
+        assert expected in output.err
+        assert output.err.count("\n") == 1
+        assert output.out == ""
+        assert file == plan or "build_engine.py --save-onnx" in output.err
+    facts = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "plugins_sha256": None}
+    write_plan_file(plan, **facts)
+    assert main(["--engine", str(plan), "--onnx", str(full)]) == 0, "TensorRT-RTX builds from the bodies"
 
 
 def test_a_library_that_the_plan_was_not_built_with(tmp_path, capsys):

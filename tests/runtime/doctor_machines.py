@@ -44,6 +44,7 @@ def desktop(**changes: Finding) -> dict[str, Finding]:
     system = {"system": "Ubuntu 24.04.3 LTS, Linux x86_64", "cpu": "AMD Ryzen 9", "cores": 16, "logical_cores": 32}
     system |= {"memory_bytes": 64e9, "free_memory_bytes": 50e9, "python": "3.12.3", "in_virtual_environment": "closed"}
     system |= {"is_clone": True, "debian": {}, "jetson": None, "cache_free_bytes": 500e9}
+    system |= {"version": "0.1.0", "commit": "1a2b3c4", "cache_problem": ""}
     tools = {"cmake": "", "c++": "g++ 13", "nvcc": "13.0.88", "headers": "10.16.1", "missing": {}, "compiled_for": 89}
     providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     machine = {

@@ -138,6 +138,10 @@ VERDICTS = {
         desktop(plugin_registry=Finding(problem="libedgercnn_plugins.so could not be opened")),
         *("plan", NO, "could not be opened", "python plugins/build.py"),
     ),
+    "plugin library not built, and no place for one": (
+        changed(desktop(plugin_library=Finding(problem="not built yet")), "system", cache_problem="no cache"),
+        *("plan", NO, "the plugin library: not built yet; no cache", "export EDGERCNN_CACHE"),
+    ),
     "plugin library not built": (
         desktop(plugin_library=Finding(problem="it is not built yet")),
         *("plan", NO, "not built", "python plugins/build.py"),
@@ -180,6 +184,10 @@ VERDICTS = {
     "RTX fails on the GPU only": (
         desktop(tensorrt_rtx=Finding({"version": "1.7", "ahead_of_time_bytes": 9}, "cannot load the plan")),
         *("rtx", WORKS, "for which it needs no GPU", ""),
+    ),
+    "no cache": (
+        changed(desktop(), "system", cache_problem="EDGERCNN_CACHE is no folder"),
+        *("plugins", NO, "compiled a kernel for sm_89, but EDGERCNN_CACHE is no folder", "export EDGERCNN_CACHE"),
     ),
     "no headers": (
         changed(desktop(), "toolchain", missing={"headers": "not found"}),
@@ -225,6 +233,7 @@ def test_verdict(name):
 
 
 WARNINGS = {
+    "no cache": (changed(desktop(), "system", cache_problem="EDGERCNN_CACHE is no folder"), "set EDGERCNN_CACHE to"),
     "a driver older than nvcc": (
         desktop(gpu=gpu("RTX 4090", 89, cuda="12.4")),
         "nvcc 13.0.88 is newer than the driver",
@@ -258,6 +267,24 @@ def test_warning(name):
 @pytest.mark.parametrize("machine", [desktop(), jetson(), thor(), laptop()])
 def test_a_machine_without_flaws_has_no_notes(machine):
     assert report_mapping(machine, [])["notes"] == []
+
+
+def test_checks_out_of_time_claim_nothing():
+    """Neither that something is missing nor that it should be installed: what helps is more time."""
+    mend = "python runtime/doctor.py --timeout 240"
+    late = Finding(problem="it gave no answer within 120 s", mend=mend, timed_out=True)
+    machine = dict.fromkeys(desktop(), late)
+    found = verdicts(Facts(machine))
+    assert {(verdict.state, verdict.command) for verdict in found} == {(NO, mend)}
+    text = format_report(Facts(machine), found)
+    for claim in ("not installed", "install", "none", "not a Jetson", "not found", "build.py"):
+        assert claim not in text, claim
+
+
+def test_report_names_the_version():
+    assert report_mapping(desktop(), [])["version"] == "0.1.0, commit 1a2b3c4"
+    text = format_report(Facts(desktop()), verdicts(Facts(desktop())))
+    assert text.startswith("EdgeRCNN     0.1.0, commit 1a2b3c4\n")
 
 
 @pytest.mark.parametrize("name", MACHINES)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +23,10 @@ from runtime.diagnosis import children, report
 from runtime.diagnosis.checks import CHECKS
 from runtime.diagnosis.children import CannotError, Finding, run_checks
 from runtime.diagnosis.doubling_graph import doubling_model
+from runtime.diagnosis.facts import Facts
+from runtime.diagnosis.verdicts import verdicts
+from runtime.plan import sidecar_path
+from tests.helpers_plan import write_plan_file
 
 ROOT = Path(__file__).resolve().parents[2]
 # packages on PYTHONPATH that hide the real ones: each is broken in a way of its own
@@ -67,17 +73,30 @@ def test_nothing_breaks_the_doctor(broken_packages, tmp_path, capsys):
     assert all(line in said for line in ("run .onnx on the CPU", "show windows"))
 
 
+def is_running(command: bytes) -> bool:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if path.read_bytes() == command:
+                return True
+    return False
+
+
 def test_a_check_that_hangs_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
     (tmp_path / "av").mkdir()
-    sleeper = "import subprocess, time; subprocess.Popen(['sleep', '61']); print('waiting', flush=True); time.sleep(60)"
+    seconds = f"61.{os.getpid()}"  # no other run of this test has the same
+    sleeper = f"import subprocess, time; subprocess.Popen(['sleep', '{seconds}']); time.sleep(60)"
     (tmp_path / "av" / "__init__.py").write_text(sleeper)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     start = time.monotonic()
     finding = run_checks({"pyav": ()}, limit_s=1.5)["pyav"]
     assert finding.problem == "it gave no answer within 1.5 s"
+    assert finding.mend == "python runtime/doctor.py --timeout 3"
+    assert finding.timed_out
     assert time.monotonic() - start < 15
-    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)]
-    assert b"sleep\x0061\x00" not in running
+    end = time.monotonic() + 5  # a killed process may need a moment
+    while (runs := is_running(f"sleep\0{seconds}\0".encode())) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not runs
 
 
 def test_values_found_before_a_crash_are_kept(tmp_path, monkeypatch):
@@ -90,16 +109,23 @@ def test_values_found_before_a_crash_are_kept(tmp_path, monkeypatch):
     assert "SIGABRT" in finding.problem
 
 
-def test_interrupting_ends_the_children(tmp_path, monkeypatch):
-    """Ctrl-C reaches the doctor alone: its children are in sessions of their own."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_ends_the_children(number, tmp_path):
+    """Ctrl-C reaches the doctor alone: its children are in sessions of their own. Nothing temporary is left."""
     (tmp_path / "av").mkdir()
-    (tmp_path / "av" / "__init__.py").write_text("import time; time.sleep(62)")
-    code = "import os, signal, sys, threading; from runtime.diagnosis.children import run_checks\n"
-    code += "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\nrun_checks({'pyav': ()})"
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    hanging = f"import pathlib, tempfile, time; tempfile.mkdtemp(); pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
+    (tmp_path / "av" / "__init__.py").write_text(hanging + "time.sleep(62)")
+    code = "import os, pathlib, signal, threading, time\n"
+    code += "from runtime.diagnosis.children import ended_like_ctrl_c, run_checks\n"
+    code += f"up = pathlib.Path({str(tmp_path / 'up')!r})\ndef end():\n    while not up.exists(): time.sleep(0.05)\n"
+    code += f"    os.kill(os.getpid(), {int(number)})\n"
+    code += "threading.Thread(target=end, daemon=True).start()\nwith ended_like_ctrl_c(): run_checks({'pyav': ()})"
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "TMPDIR": str(tmp_path / "tmp")}
     start = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "KeyboardInterrupt" in result.stderr
+    assert not list((tmp_path / "tmp").iterdir())
     assert time.monotonic() - start < 30
 
 
@@ -146,6 +172,9 @@ def test_what_is_private_is_left_out(text, monkeypatch):
     ("arguments", "expected"),
     [
         (["--model", "nothing.onnx"], "nothing.onnx does not exist"),
+        (["--model", str(ROOT / "README.md")], "README.md is no detector by its name: expected .onnx, .plan or"),
+        (["--model", str(ROOT)], "is a folder"),
+        (["--selftest", "--model", "nothing.plan"], "nothing.plan does not exist: expected a detector, .onnx;"),
         (["--timeout", "0"], "--timeout 0"),
         (["--output", "folder"], "add --selftest"),
     ],
@@ -168,6 +197,38 @@ def test_selftest_needs_a_clone(monkeypatch, capsys):
     assert "only a whole clone of EdgeRCNN has" in capsys.readouterr().err
 
 
+def test_selftest_takes_no_plan(monkeypatch, tmp_path, capsys):
+    started: list[object] = []
+    monkeypatch.setitem(sys.modules, "export.selftest", types.SimpleNamespace(main=started.append))
+    plan = tmp_path / "fp16.plan"
+    plan.touch()
+    assert run_command(doctor.main, ["--selftest", "--model", str(plan)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not started
+
+
+def test_a_plan_is_looked_at_without_a_gpu(tmp_path, monkeypatch):
+    """Whole, cut off, without its sidecar; as the verdict says it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    plan = tmp_path / "fp32.plan"
+    write_plan_file(plan)
+    whole = run_checks({"model": (str(plan),)})["model"]
+    sidecar_path(plan).rename(tmp_path / "elsewhere")
+    alone = run_checks({"model": (str(plan),)})["model"]
+    plan.write_bytes(plan.read_bytes()[:20])
+    cut = run_checks({"model": (str(plan),)})["model"]
+    assert _plan_reason(whole).endswith("; fp32.plan is whole, built by TensorRT 10.16.1.11 for sm_89, fp32")
+    assert _plan_reason(alone).endswith("built by TensorRT 10.16.1.11; fp32.plan.json is not beside it")
+    assert "fp32.plan is cut off after 20 bytes" in _plan_reason(cut).replace(str(tmp_path) + "/", "")
+
+
+def _plan_reason(model: Finding) -> str:
+    found = verdicts(Facts({"gpu": Finding({"gpus": []}, "no GPU"), "model": model}))
+    verdict = next(one for one in found if one.use == "plan")
+    assert verdict.state == "no"
+    return verdict.reason
+
+
 def test_selftest_gets_the_model_and_the_folder(monkeypatch, tmp_path):
     given: list[list[str]] = []
     module = types.SimpleNamespace(main=lambda options: given.append(options) or 7)
@@ -175,7 +236,7 @@ def test_selftest_gets_the_model_and_the_folder(monkeypatch, tmp_path):
     model = tmp_path / "own.onnx"
     model.touch()
     assert doctor.main(["--selftest", "--model", str(model), "--output", "folder"]) == 7
-    assert given == [["--onnx", str(model), "--output", "folder"]]
+    assert given == [["--model", str(model), "--output", "folder"]]
 
 
 def test_the_small_model_is_valid_and_has_a_function():

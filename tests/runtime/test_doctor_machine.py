@@ -10,6 +10,7 @@ import pytest
 
 from runtime.diagnosis import machine
 from runtime.diagnosis.children import run_checks
+from runtime.diagnosis.release import checked_out_commit, edgercnn_version
 from runtime.diagnosis.versions import rtx_problem, tensorrt_problem, torch_pair_fits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,7 +156,31 @@ def test_pycuda_and_tensorrt_as_the_backend_uses_them(tmp_path, monkeypatch):
     assert findings["pycuda"].works, findings["pycuda"]
 
 
-# machine code of, GPU: runs; the newest brings PTX, Jetson's 87 stands alone
+def test_version_and_commit(tmp_path, monkeypatch):
+    """With a git that says what it is told to."""
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "3.2.1"\n')
+    assert edgercnn_version(tmp_path) == "3.2.1"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    assert checked_out_commit(tmp_path) == ""
+    (tmp_path / ".git").mkdir()
+    assert checked_out_commit(tmp_path) == "", "git is not installed"
+    git = tools / "git"
+    for status, expected in (("", "1a2b3c4"), ("M x.py", "1a2b3c4, changed")):
+        git.write_text(f'#!/bin/sh\ncase "$*" in *rev-parse*) echo 1a2b3c4;; *status*) echo "{status}";; esac\n')
+        git.chmod(0o755)
+        assert checked_out_commit(tmp_path) == expected
+    git.write_text("#!/bin/sh\nexit 128\n")
+    assert checked_out_commit(tmp_path) == ""
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGERCNN_CACHE", str(tmp_path))
+    assert machine._cache_problem(tmp_path / "yet" / "to come") == ""
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    assert machine._cache_problem(tmp_path / "file") == "EDGERCNN_CACHE cannot be written (Not a directory)"
 
 
 def test_versions_table():

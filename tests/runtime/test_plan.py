@@ -103,7 +103,7 @@ def test_an_edited_sidecar_is_refused(plan, change, sentence):
     edit(plan, change)
     with pytest.raises(ArtifactError, match=sentence) as caught:
         read_sidecar(plan)
-    assert str(caught.value).endswith("build the plan again with `python export/build_engine.py`.")
+    assert str(caught.value).endswith(f"build the plan again with `python export/build_engine.py --engine {plan}`.")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"text"'])
