@@ -5,6 +5,7 @@ Headers are the stand-in of tests/export/deepstream_stand_in, or those of DEEPST
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_missing_sdk_ends_in_one_sentence(folder, tmp_path):
         "nvdsinfer_custom_impl.h of the DeepStream SDK is not in /none/sources/includes: make "
         "DEEPSTREAM=/path/to/deepstream"
     )
-    assert from_make.startswith("make: ***")
+    assert re.match(r"make(\[\d+\])?: \*\*\*", from_make)  # numbered where a make runs the tests
     (tmp_path / "sources" / "includes").mkdir(parents=True)
     (tmp_path / "sources" / "includes" / "nvdsinfer_custom_impl.h").write_text("#error something else\n")
     result = subprocess.run([*command[:-1], f"DEEPSTREAM={tmp_path}"], capture_output=True, text=True)

@@ -200,7 +200,7 @@ def test_plans_say_what_is_missing(tmp_path, monkeypatch, model_path, suffix):
     plan.write_bytes(plan_bytes())
     with pytest.raises(BackendUnavailableError) as caught:
         open_detector(plan, spec=model_path)
-    for part in ("tensorrt", "pycuda", "NVIDIA GPU", "requirements-tensorrt.txt", "Jetson", "model.onnx"):
+    for part in ("tensorrt", "pycuda", "NVIDIA GPU", "requirements-tensorrt.txt", "Jetson", "the .onnx file"):
         assert part in str(caught.value)
 
 
