@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from onnx import GraphProto, ModelProto
 
-from runtime.errors import ArtifactError, SpecError
+from runtime.backends.onnx_file import DIGEST_KEY, SPEC_KEY, spec_of_metadata
 from runtime.spec import DetectorSpec
-
-SPEC_KEY, DIGEST_KEY = "edgercnn.spec", "edgercnn.digest"
-ADVICE = "export the model again"
 
 
 def spec_of_model(model: ModelProto) -> DetectorSpec:
@@ -17,17 +14,7 @@ def spec_of_model(model: ModelProto) -> DetectorSpec:
     Raises:
         ArtifactError: there is none, it is not valid, or it does not match its digest.
     """
-    metadata = {item.key: item.value for item in model.metadata_props}
-    for key in (SPEC_KEY, DIGEST_KEY):
-        if key not in metadata:
-            raise ArtifactError(f"the model carries no {key}: it was not exported by EdgeRCNN; {ADVICE}.")
-    try:
-        spec = DetectorSpec.from_json(metadata[SPEC_KEY])
-    except SpecError as error:
-        raise ArtifactError(f"in the model, {error}") from error
-    if spec.digest() != metadata[DIGEST_KEY]:
-        raise ArtifactError(f"the model's spec does not match its digest, so one of them was edited: {ADVICE}.")
-    return spec
+    return spec_of_metadata({item.key: item.value for item in model.metadata_props}, "the model")
 
 
 def replace_spec(model: ModelProto, spec: DetectorSpec) -> None:

@@ -19,14 +19,13 @@ from calib.fp16 import convert_to_fp16, count_precisions
 from calib.rounding import MARK
 from export.engine_builder import CustomNode
 from export.engine_options import DEFAULT_BATCHES, BuildOptions
+from export.onnx_inputs import DOMAIN, INPUTS
 from runtime.backends.onnxruntime import read_spec
 from runtime.backends.tensorrt_library import PLUGINS
 from runtime.errors import ArtifactError, EdgeRcnnError, UserError
 from runtime.plan import TensorProfile
 from runtime.spec import DetectorSpec
 
-DOMAIN = "edgercnn"
-INPUTS = ("images", "im_info")
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 EXPORT_COMMAND = "python export/to_onnx.py"
 EXPORT_ADVICE = f"make it with `{EXPORT_COMMAND}`"

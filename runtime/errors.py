@@ -53,3 +53,9 @@ class StreamError(RunError):
 
 class ParityError(RunError):
     """A conversion whose detections differ from the stage before by more than the tolerance."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's exception says first, to stand in a sentence of ours; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

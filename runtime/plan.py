@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from runtime.backends.onnx_file import read_metadata
+from runtime.backends.onnx_file import read_metadata, spec_of_metadata
 from runtime.errors import ArtifactError, SpecError
 from runtime.files import atomic_output
 from runtime.schema import ADVICE as SCHEMA_ADVICE
@@ -214,10 +214,11 @@ def read_spec_argument(path: str | os.PathLike[str]) -> DetectorSpec:
         ArtifactError: the file is missing or holds no spec.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        return spec_of_metadata(read_metadata(path), str(path))
     advice = "give the .onnx file that the plan was built from, or its spec as JSON"
     try:
-        text = read_metadata(path).get("edgercnn.spec", "") if path.suffix == ".onnx" else path.read_text("utf-8")
-        mapping = json.loads(text)
+        mapping = json.loads(path.read_text("utf-8"))
         inner = mapping.get("spec") if isinstance(mapping, dict) and "spec_digest" in mapping else mapping
         return DetectorSpec.from_json(json.dumps(inner))
     except OSError as error:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, SpecError
+from runtime.spec import DetectorSpec
 
 GRAPH, METADATA_PROPS = 7, 14  # field numbers of ModelProto
+SPEC_KEY, DIGEST_KEY = "edgercnn.spec", "edgercnn.digest"  # of metadata_props
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds of values
 ADVICE = "make it with `python export/to_onnx.py`"
@@ -52,6 +54,24 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ArtifactError(f"{path} is cut off after {size} bytes: copy it again, or {ADVICE}.") from error
     except (_NotProtobufError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not an ONNX file: {ADVICE}.") from error
+
+
+def spec_of_metadata(metadata: Mapping[str, str], whose: str) -> DetectorSpec:
+    """The spec in an ONNX file's `metadata_props`, checked against its digest; `whose` names the file.
+
+    Raises:
+        ArtifactError: there is none, it is not valid, or it does not match its digest.
+    """
+    for key in (SPEC_KEY, DIGEST_KEY):
+        if key not in metadata:
+            raise ArtifactError(f"{whose} carries no {key}: it was not exported by EdgeRCNN, or was cut off; {ADVICE}.")
+    try:
+        spec = DetectorSpec.from_json(metadata[SPEC_KEY])
+    except SpecError as error:
+        raise ArtifactError(f"{whose}: {error}") from error
+    if spec.digest() != metadata[DIGEST_KEY]:
+        raise ArtifactError(f"{whose} has a spec that does not match its digest, so one of them was edited: {ADVICE}.")
+    return spec
 
 
 def _metadata(data: mmap.mmap) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.backends.base import RawOutputs
 from runtime.backends.nvidia import gpu_count
-from runtime.backends.onnx_file import ADVICE, read_metadata
+from runtime.backends.onnx_file import ADVICE, read_metadata, spec_of_metadata
 from runtime.backends.onnxruntime_buffers import SessionBuffers, output_shapes
 from runtime.backends.onnxruntime_providers import (
     CPU,
@@ -33,7 +33,7 @@ from runtime.backends.onnxruntime_sessions import (
     open_on_gpu,
     open_session,
 )
-from runtime.errors import ArtifactError, BackendUnavailableError, RunError, SpecError
+from runtime.errors import ArtifactError, BackendUnavailableError, RunError, first_line
 from runtime.spec import DetectorSpec
 
 __all__ = ["CPU", "OnnxRuntimeBackend", "load_onnxruntime", "open_backend", "open_session", "read_spec"]
@@ -94,7 +94,7 @@ class OnnxRuntimeBackend:
             try:
                 outputs = self._buffers.run(images, im_info)
             except Exception as error:  # its exceptions have no common base
-                raise RunError(f"ONNX Runtime failed on images {list(images.shape)}: {_first_line(error)}") from error
+                raise RunError(f"ONNX Runtime failed on images {list(images.shape)}: {first_line(error)}") from error
         return RawOutputs(*(output[:count] for output in outputs))
 
     def clone(self) -> OnnxRuntimeBackend:
@@ -154,17 +154,7 @@ def read_spec(path: str | os.PathLike[str]) -> DetectorSpec:
     Raises:
         ArtifactError: see `open_backend`.
     """
-    metadata = read_metadata(path)
-    for key in ("edgercnn.spec", "edgercnn.digest"):
-        if key not in metadata:
-            raise ArtifactError(f"{path} carries no {key}: it was not exported by EdgeRCNN, or was cut off; {ADVICE}.")
-    try:
-        spec = DetectorSpec.from_json(metadata["edgercnn.spec"])
-    except SpecError as error:
-        raise ArtifactError(f"{path}: {error}") from error
-    if spec.digest() != metadata["edgercnn.digest"]:
-        raise ArtifactError(f"{path} has a spec that does not match its digest, so one of them was edited: {ADVICE}.")
-    return spec
+    return spec_of_metadata(read_metadata(path), str(path))
 
 
 def _wanted_providers(asked: list[str] | None, available: list[str]) -> list[str]:
@@ -202,7 +192,3 @@ def _check_interface(session: Any, spec: DetectorSpec, path: Path) -> None:
 def _filled_up(array: np.ndarray, batch: int) -> np.ndarray:
     """[B, ...] with its last row repeated until B is `batch`."""
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

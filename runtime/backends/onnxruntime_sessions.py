@@ -10,7 +10,7 @@ from typing import Any
 
 from runtime.backends import onnxruntime_cache as cache
 from runtime.backends.onnxruntime_providers import CUDA, ON_GPU, RECORD_PLACES, TENSORRT, provider_options
-from runtime.errors import ArtifactError, BackendUnavailableError, OutputError
+from runtime.errors import ArtifactError, BackendUnavailableError, OutputError, first_line
 from runtime.hardware import cpu_flags, cpu_name, physical_cores
 from runtime.plan import file_sha256
 
@@ -111,7 +111,7 @@ def open_on_cpu(ort: Any, path: Path, providers: list[str], threads: int | None,
                 session = cache.write_entry(folder, partial(_write_optimised, ort, path, options, providers, outside))
                 return Opened(session, "optimised model now in the cache")
     except (OutputError, OSError, ArtifactError) as error:  # an unusable file fails once more, with its own sentence
-        reason = _first_line(error)
+        reason = first_line(error).rstrip(".")
     return Opened(open_session(ort, path, providers, threads), f"no cache: {reason}")
 
 
@@ -204,7 +204,9 @@ def _session(ort: Any, path: Path, options: Any, providers: list) -> Any:
     try:
         return ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # its exceptions have no common base
-        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        raise ArtifactError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error).rstrip('.')}"
+        ) from error
 
 
 def _in_background(work: Any, path: Path) -> Future:
@@ -212,7 +214,3 @@ def _in_background(work: Any, path: Path) -> Future:
     future = pool.submit(work, path)
     pool.shutdown(wait=False)
     return future
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BackendUnavailableError
+from runtime.errors import BackendUnavailableError, first_line
 from runtime.plan import FLAVOURS
 
 PLUGINS = ("RpnProposals", "PyramidRoiAlign", "RoiMaxPool", "BoxDetections")
@@ -78,9 +78,8 @@ def find_tensorrt(flavour: str | None = None) -> TensorRt:
     try:
         module = importlib.import_module(flavour)
     except Exception as error:  # ImportError, or OSError and RuntimeError out of its library loading
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendUnavailableError(
-            f"{TITLES[flavour]} is installed but cannot be imported ({reason}): {INSTALL[flavour]}."
+            f"{TITLES[flavour]} is installed but cannot be imported ({first_line(error)}): {INSTALL[flavour]}."
         ) from error
     return TensorRt(module, flavour, module.__version__)
 
