@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import OutputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space left on the disk, in the quota, or for one file
 
 
 @contextmanager
@@ -19,7 +23,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     keeps the suffix, for writers that choose their format by it.
 
     Raises:
-        OutputError: the folder cannot be made or written, or `path` is a folder.
+        OutputError: the folder cannot be made or written, `path` is a folder, or the disk is full.
     """
     path = Path(path)
     check_writable(path)
@@ -30,6 +34,12 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another output path."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -50,6 +60,21 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another output path.") from error
     return path
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """While the block runs, no other process is in such a block of the same folder; the others wait.
+
+    Raises:
+        OutputError: the lock, a file beside the folder, cannot be made.
+    """
+    path = Path(folder)
+    lock = path.with_name(f".{path.name}.lock")
+    check_writable(lock)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,7 @@
-"""The two charts beside the numbers: precision-recall curves and benchmark bars. Drawn with matplotlib, off screen."""
+"""Charts beside the numbers: precision-recall curves, benchmark bars, and what other charts begin and end with.
+
+Drawn with matplotlib, off screen.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def write_precision_recall(path: Path, evaluation: Evaluation, title: str) -> No
         note = f", the {MAX_PANELS} classes of lowest AP"
     columns = min(len(classes), 3 if len(classes) <= 9 else 6)
     rows = math.ceil(len(classes) / columns)
-    figure, grid = _subplots(rows, columns, (3.0 * columns + 0.4, 2.5 * rows + 1.1))
+    figure, grid = subplots(rows, columns, (3.0 * columns + 0.4, 2.5 * rows + 1.1))
     panels = grid.flatten().tolist()
     for panel, one in zip(panels, classes):
         _draw_class(panel, one)
@@ -44,7 +47,7 @@ def write_precision_recall(path: Path, evaluation: Evaluation, title: str) -> No
         grid[lowest, column].set_xlabel("recall", color=INK)
     figure.suptitle(f"{title}: AP {evaluation.ap:.3f}, AP50 {evaluation.ap50:.3f}, AP75 {evaluation.ap75:.3f}{note}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_bars(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:
@@ -57,7 +60,7 @@ def write_bars(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:
         BackendUnavailableError: matplotlib is not installed.
         OutputError: the path cannot be written.
     """
-    figure, grid = _subplots(1, 1, (9.0, 0.62 * len(rows) + 1.7))
+    figure, grid = subplots(1, 1, (9.0, 0.62 * len(rows) + 1.7))
     axis = grid[0, 0]
     shades = {"preprocess": "#8fc1e8", "infer": BLUE, "postprocess": "#12395c"}
     shown: set[str] = set()
@@ -84,7 +87,7 @@ def write_bars(path: Path, title: str, rows: Sequence[dict[str, Any]]) -> None:
     axis.set_title(title, loc="left", fontsize=10)
     if shown:
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def load_matplotlib() -> tuple[Any, Any]:
@@ -115,7 +118,7 @@ def _draw_class(panel: Any, one: ClassEvaluation) -> None:
     panel.grid(color="#e6e9ec")
 
 
-def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
+def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
     """A figure with rows x columns axes, without matplotlib's global state; axes come as an array [rows, columns]."""
     figure_class, canvas_class = load_matplotlib()
     figure = figure_class(figsize=size, dpi=130, layout="constrained")
@@ -128,6 +131,7 @@ def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, 
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with atomic_output(path) as temporary:
         figure.savefig(temporary)

@@ -1,6 +1,7 @@
 """Typed, checked, frozen records: what `runtime/spec.py` is written in.
 
-A record is a frozen dataclass whose fields are all required. A field's annotation gives its type and, as in
+A record is a frozen dataclass whose fields are all required, but for those with the default None, which are left out of
+the mapping where they are None. A field's annotation gives its type and, as in
 `Annotated[float, fraction()]`, the rule its value must satisfy. A wrong, missing or unknown field raises SpecError with
 one sentence that names it by its path.
 """
@@ -68,16 +69,17 @@ def record_from_mapping(record_type: type[Record], mapping: object, path: str) -
     """
     if not isinstance(mapping, Mapping):
         raise SpecError(f"{path} is {_shown(mapping)}: expected a mapping of fields; {ADVICE}.")
-    names = [field.name for field in dataclasses.fields(record_type)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(record_type)  # type: ignore[arg-type]
+    names = [field.name for field in fields]
     for key in mapping:
         if key not in names:
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]
             raise SpecError(f"{path} has an unknown field {key!r}: the nearest known one is {nearest!r}; {ADVICE}.")
-    for name in names:
-        if name not in mapping:
-            raise SpecError(f"{path}.{name} is missing: every field of {path} is required; {ADVICE}.")
+    for field in fields:
+        if field.name not in mapping and not _may_be_left_out(field):
+            raise SpecError(f"{path}.{field.name} is missing: every field of {path} is required; {ADVICE}.")
     hints = typing.get_type_hints(record_type, include_extras=True)
-    values = {name: _converted(mapping[name], hints[name], f"{path}.{name}") for name in names}
+    values = {name: _converted(mapping[name], hints[name], f"{path}.{name}") for name in names if name in mapping}
     return record_type(**values)
 
 
@@ -103,10 +105,23 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 
 def mapping_from_record(record: Any) -> dict[str, Any]:
     """Plain dicts, lists and scalars, ready for JSON."""
-    return dataclasses.asdict(record, dict_factory=lambda pairs: {name: _plain(value) for name, value in pairs})
+    values = {
+        field.name: getattr(record, field.name) for field in dataclasses.fields(record) if _is_stated(record, field)
+    }
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _is_stated(record: Any, field: dataclasses.Field) -> bool:
+    return not (_may_be_left_out(field) and getattr(record, field.name) is None)
+
+
+def _may_be_left_out(field: dataclasses.Field) -> bool:
+    return field.default is None
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return mapping_from_record(value)
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 

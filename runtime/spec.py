@@ -225,8 +225,32 @@ class OutputSpec:
 
 
 @dataclass(frozen=True)
+class PrecisionPlan:
+    """What each layer with weights computes in, as `calib/calibrate.py` decided.
+
+    flavour: "tensorrt" has symmetric INT8; "cpu" has unsigned activations and INT32 biases, for ONNX Runtime on x86.
+    int8, fp16, fp32: names of nodes, Conv and Gemm.
+    """
+
+    PATH: ClassVar[str] = "spec.precision_plan"
+    flavour: Annotated[str, one_of("tensorrt", "cpu")]
+    method: Annotated[str, one_of("entropy", "percentile", "mse", "minmax", "learned")]  # how ranges were found
+    images: Annotated[int, at_least(1)]  # that ranges were measured on
+    images_digest: Annotated[str, ruled(lambda text: len(text) == 64, "a SHA-256 in hexadecimal")]
+    int8: tuple[Name, ...]
+    fp16: tuple[Name, ...]
+    fp32: tuple[Name, ...]
+
+    def __post_init__(self) -> None:
+        check_record(self)
+        names = [*self.int8, *self.fp16, *self.fp32]
+        twice = [name for name in names if names.count(name) > 1]
+        require(not twice, "spec.precision_plan", twice, "each layer in one precision")
+
+
+@dataclass(frozen=True)
 class DetectorSpec:
-    """The contract between training, export, calibration and runtime. All fields are required.
+    """The contract between training, export, calibration and runtime. All fields but the last are required.
 
     Raises:
         SpecError: on construction, naming the field that is wrong.
@@ -245,8 +269,10 @@ class DetectorSpec:
     box_head: BoxHeadSpec
     detection: DetectionSpec
     outputs: OutputSpec
-    precision: Annotated[str, one_of("fp32", "fp16", "int8")]  # of the dense part; FP16 and INT8 stand in the graph
+    # of the dense part; FP16 and INT8 stand in the graph. int8: the rest of it is FP32; mixed: INT8, FP16 and FP32
+    precision: Annotated[str, one_of("fp32", "fp16", "int8", "mixed")]
     parent_digest: Annotated[str, ruled(lambda text: len(text) == 64, "a SHA-256 in hexadecimal, or null")] | None
+    precision_plan: PrecisionPlan | None = None  # of a file that calib/calibrate.py wrote; left out where there is none
 
     def __post_init__(self) -> None:
         version = self.schema_version

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import SpecError
 from runtime.spec import DetectorSpec
 from tests.helpers_spec import spec_mapping
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "conveyor.pt"
 
 
 def spec_from(mapping: dict[str, Any]) -> DetectorSpec:
@@ -161,6 +165,88 @@ def test_wrong_fields_are_refused(path, value, words):
 def test_what_is_no_spec_is_refused(text):
     with pytest.raises(SpecError):
         DetectorSpec.from_json(text)
+
+
+def plan_mapping() -> dict[str, Any]:
+    layers = {"int8": ["body/0/Conv", "body/1/Conv"], "fp16": ["fc/Gemm"], "fp32": []}
+    return {"flavour": "tensorrt", "method": "entropy", "images": 128, "images_digest": "0" * 64, **layers}
+
+
+def test_a_spec_without_a_plan_says_nothing_of_it():
+    """So that digests of older files, checkpoints among them, are what they were."""
+    spec = spec_from(spec_mapping())
+    assert spec.precision_plan is None
+    assert "precision_plan" not in spec.to_json()
+    assert spec_from({**spec_mapping(), "precision_plan": None}).digest() == spec.digest()
+    assert spec.replace(precision_plan=plan_mapping()).replace(precision_plan=None).digest() == spec.digest()
+
+
+def test_the_bundled_checkpoint_has_the_digest_it_was_written_with():
+    checkpoint = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
+    assert DetectorSpec.from_json(checkpoint["spec"]).digest() == checkpoint["digest"]
+
+
+layer_names = st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=9)
+
+
+@given(layer_names, st.integers(0, 9), st.integers(0, 9), st.sampled_from(["mixed", "int8", "fp16"]))
+def test_a_plan_goes_round(layers, first, second, precision):
+    low, high = sorted((first, second))
+    plan = {**plan_mapping(), "int8": layers[:low], "fp16": layers[low:high], "fp32": layers[high:]}
+    mapping = {**spec_mapping(), "precision": precision, "precision_plan": plan}
+    spec = spec_from(mapping)
+    assert spec.precision_plan is not None
+    assert spec.precision_plan.int8 == tuple(layers[:low])
+    assert json.loads(spec.to_json()) == mapping
+    again = DetectorSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.digest() == spec.digest() != spec_from({**mapping, "precision_plan": None}).digest()
+
+
+@pytest.mark.parametrize("key", plan_mapping())
+def test_the_fields_of_a_plan_are_required_and_known(key):
+    plan = plan_mapping()
+    value = plan.pop(key)
+    with pytest.raises(SpecError, match=rf"spec\.precision_plan\.{key} is missing"):
+        spec_from({**spec_mapping(), "precision_plan": plan})
+    with pytest.raises(SpecError, match=rf"unknown field '{key}s': the nearest known one is '{key}'"):
+        spec_from({**spec_mapping(), "precision_plan": {**plan, key + "s": value}})
+
+
+WRONG_PLANS = [  # field, value, the words that must be in the sentence
+    ("flavour", "gpu", "spec.precision_plan.flavour is 'gpu': expected one of 'tensorrt', 'cpu'"),
+    ("method", "guess", "spec.precision_plan.method is 'guess'"),
+    ("images", 0, "spec.precision_plan.images is 0: expected a number of at least 1"),
+    ("images", 1.5, "expected a whole number"),
+    ("images", None, "expected a whole number"),
+    ("images_digest", "abc", "expected a SHA-256 in hexadecimal"),
+    ("int8", "body/0/Conv", "spec.precision_plan.int8 is 'body/0/Conv': expected a list"),
+    ("fp16", [""], r"spec.precision_plan.fp16\[0\] is '': expected a name"),
+    ("fp32", [3], r"spec.precision_plan.fp32\[0\] is 3: expected a text"),
+    ("fp32", None, "spec.precision_plan.fp32 is None: expected a list"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), WRONG_PLANS)
+def test_wrong_plans_are_refused(field, value, words):
+    with pytest.raises(SpecError, match=words):
+        spec_from({**spec_mapping(), "precision_plan": {**plan_mapping(), field: value}})
+
+
+@pytest.mark.parametrize("plan", [[], "int8", 3, True])
+def test_what_is_no_plan_is_refused(plan):
+    with pytest.raises(SpecError, match=r"spec\.precision_plan is .*: expected a mapping of fields"):
+        spec_from({**spec_mapping(), "precision_plan": plan})
+
+
+@pytest.mark.parametrize("field", ["int8", "fp16", "fp32"])
+def test_a_layer_has_one_precision(field):
+    plan = plan_mapping()
+    plan[field] = [*plan[field], "body/1/Conv"]
+    with pytest.raises(
+        SpecError, match=r"spec\.precision_plan is .*body/1/Conv.*: expected each layer in one precision"
+    ):
+        spec_from({**spec_mapping(), "precision_plan": plan})
 
 
 def test_replace_checks_again():
