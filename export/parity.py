@@ -1,185 +1,179 @@
-"""Are these the same detections? Matching two sets, and a verdict with its numbers.
+"""Compare two artifacts stage by stage, and name the first stage that departs.
 
-Two runtimes round differently, in the last digits. A box and its score may therefore differ by the tolerances; and a
-detection that stands on the edge of a rule (score threshold, the last of the D rows, IoU at the NMS threshold) may be
-there in one and not in the other. Such borderline ones are counted apart; any other without a partner is an error.
+    python export/parity.py assets/conveyor.pt model.onnx
+    python export/parity.py model.onnx model.fp16.onnx --data photos/annotations.json
+    python export/parity.py build/                               a folder: all against the first
 
-Shapes: N detections of the reference, M of the candidate, P pairs.
+Takes .pt, .onnx (FP32, FP16, INT8, mixed) and .plan files of one detector. Every stage, from preprocessing over the
+backbone, FPN, RPN, proposals, RoI features and head to final boxes, is measured alone, on the first artifact's inputs
+of this stage, and end to end. Prints tables; OUTPUT gets parity.json and parity.html, one page with plots and pictures.
+Exit code 0: within the tolerance; 1: beyond it; 2: input that cannot be used.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: import from the clone's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import contextlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
+from export.parity_artifacts import Artifact, artifact_paths, open_artifacts
+from export.parity_boxes import Found, compare_boxes, detect_all
+from export.parity_data import ParityData, load_data
+from export.parity_html import html_page
+from export.parity_report import PairResult, matrix_text, pair_mapping, pair_text
+from export.parity_stages import measure_stages, with_whole_networks
+from export.parity_tolerances import LEVELS, tolerance_for
+from runtime.command import command_parser, run_command
+from runtime.errors import ParityError, RunError, UserError
+from runtime.evaluation import check_class_names
+from runtime.files import atomic_output, check_writable
+from runtime.metrics import load_pycocotools
+from runtime.plots import load_matplotlib
 
-from runtime.boxes import iou_matrix
-from runtime.detections import Detections
-from runtime.errors import ParityError
-from runtime.spec import DetectionSpec
-from runtime.tables import format_table
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """How far two runtimes may differ."""
-
-    box_px: float = 0.01  # each corner, image px
-    score: float = 1e-4
-    iou: float = 1e-3  # around the NMS threshold: what box_px makes of a box of 20 px
+JSON_NAME, HTML_NAME = "parity.json", "parity.html"
 
 
-@dataclass(frozen=True)
-class Match:
-    """pairs int64 [P, 2] (index in reference, in candidate); missed, extra int64: those without a partner."""
-
-    pairs: np.ndarray
-    missed: np.ndarray
-    extra: np.ndarray
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two sets of detections of one image, in numbers. `borderline`: without partner, but on the edge of a rule."""
-
-    name: str
-    num_reference: int
-    num_candidate: int
-    num_matched: int
-    num_missed: int
-    num_extra: int
-    num_borderline: int
-    largest_box_px: float
-    largest_score: float
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """Comparisons of several images under one rule."""
-
-    comparisons: tuple[Comparison, ...]
-    score_threshold: float
-    tolerances: Tolerances
-
-    @property
-    def num_matched(self) -> int:
-        return sum(comparison.num_matched for comparison in self.comparisons)
-
-    def failures(self) -> list[str]:
-        """What breaks the tolerances, one phrase each; empty when the sets are the same."""
-        found = []
-        for item in self.comparisons:
-            if item.num_missed or item.num_extra:
-                found.append(f"{item.name}: {item.num_missed} missed and {item.num_extra} extra detections")
-            # written so that NaN fails
-            if not item.largest_box_px <= self.tolerances.box_px:
-                found.append(f"{item.name}: a box differs by {item.largest_box_px:.2g} px")
-            if not item.largest_score <= self.tolerances.score:
-                found.append(f"{item.name}: a score differs by {item.largest_score:.2g}")
-        if self.num_matched == 0:
-            found.append(f"no detection above a score of {self.score_threshold:.3g} to compare")
-        return found
-
-    def check(self) -> None:
-        """Accept or raise.
-
-        Raises:
-            ParityError: a difference beyond the tolerances, or nothing was compared.
-        """
-        failures = self.failures()
-        if failures:
-            raise ParityError(
-                f"the detections are not the same: {'; '.join(failures)} (tolerances {self.tolerances.box_px:g} px and "
-                f"{self.tolerances.score:g}); report this with the weights, or use --no-verify to see the file."
-            )
-
-    def table(self) -> str:
-        """One line per image."""
-        counts = ("reference", "exported", "matched", "missed", "extra", "borderline")
-        header = ("picture", *counts, "|Δbox| px", "|Δscore|")
-        rows = [
-            (
-                item.name,
-                item.num_reference,
-                item.num_candidate,
-                item.num_matched,
-                item.num_missed,
-                item.num_extra,
-                item.num_borderline,
-                f"{item.largest_box_px:.1e}",
-                f"{item.largest_score:.1e}",
-            )
-            for item in self.comparisons
-        ]
-        return format_table(header, rows)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = command_parser(__doc__)
+    parser.add_argument(
+        "artifacts",
+        nargs="+",
+        type=Path,
+        metavar="ARTIFACT",
+        help="two detectors, or more, or folders of them; the first is the reference",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="COCO annotations, a folder with annotations.json, or a folder of images, then without AP (default: "
+        "generated conveyor images that training never sees)",
+    )
+    parser.add_argument("--images-folder", type=Path, help="folder of the images (default: the annotations' own)")
+    parser.add_argument("--count", type=int, default=50, help="images for final boxes and AP, the first so many")
+    parser.add_argument("--stage-images", type=int, default=4, help="how many of them go through the stages")
+    parser.add_argument("--output", type=Path, default=Path("output/parity"), help="folder for what is written")
+    parser.add_argument(
+        "--tolerance",
+        choices=("auto", *LEVELS),
+        default="auto",
+        help="how far the stages may be apart; auto: as the lower precision of the two artifacts",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the library's choice)")
+    parser.add_argument("--frames", type=int, default=4, help="pictures shown side by side, 0: none")
+    parser.add_argument("--no-html", action="store_true", help="no page with plots, so no need for matplotlib")
+    return parser
 
 
-def match_detections(reference: Detections, candidate: Detections, *, iou_threshold: float = 0.5) -> Match:
-    """Pair detections of the same class, best IoU first, each at most once; equal IoUs by the nearer score.
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = build_parser().parse_args(argv)
+    check_arguments(arguments)
+    paths = artifact_paths(arguments.artifacts)
+    data = load_data(arguments.data, arguments.images_folder, arguments.count)
+    if data.annotations is not None:
+        load_pycocotools()
+    with contextlib.ExitStack() as stack:
+        artifacts = open_artifacts(paths, threads=arguments.threads, stack=stack)
+        print(f"{len(data.pictures)} pictures: {data.source}\n", flush=True)
+        results, found = compare(artifacts, data, arguments.stage_images, arguments.tolerance)
+        for result in results:
+            print(pair_text(result), end="\n\n")
+        if len(results) > 1:
+            print(matrix_text(results), end="\n\n")
+        write_files(results, data, found, arguments)
+    check_results(results, arguments.output)
+    return 0
 
-    Pairs below `iou_threshold` are none.
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Everything that can be wrong before work starts.
+
+    Raises:
+        UserError: a number out of its range, or an option without the one it belongs to.
+        OutputError: the output folder cannot be written.
+        BackendUnavailableError: matplotlib is not installed.
     """
-    same_class = reference.class_ids[:, None] == candidate.class_ids[None, :]  # [N, M]
-    iou = np.where(same_class, iou_matrix(reference.boxes_xyxy, candidate.boxes_xyxy), -1.0)
-    rows, columns = np.nonzero(iou >= iou_threshold)
-    distance = np.abs(reference.scores[rows] - candidate.scores[columns])
-    pairs, free_rows, free_columns = [], set(range(len(reference))), set(range(len(candidate)))
-    for place in np.lexsort((distance, -iou[rows, columns])):
-        row, column = int(rows[place]), int(columns[place])
-        if row in free_rows and column in free_columns:
-            pairs.append((row, column))
-            free_rows.remove(row)
-            free_columns.remove(column)
-    return Match(
-        np.array(sorted(pairs), np.int64).reshape(-1, 2),
-        np.array(sorted(free_rows), np.int64),
-        np.array(sorted(free_columns), np.int64),
-    )
+    for name in ("count", "stage_images", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a whole number of at least 1.")
+    if arguments.frames < 0:
+        raise UserError(f"--frames {arguments.frames}: give how many pictures to show, 0 for none.")
+    if arguments.images_folder is not None and arguments.data is None:
+        raise UserError(
+            f"--images-folder {arguments.images_folder} came without --data: give the annotations of these images too."
+        )
+    check_writable(arguments.output / JSON_NAME)
+    if not arguments.no_html:
+        load_matplotlib()
 
 
-def compare_detections(
-    name: str,
-    reference: Detections,
-    candidate: Detections,
-    rule: DetectionSpec,
-    tolerances: Tolerances | None = None,
-) -> Comparison:
-    """Match two sets that the same `rule` made of the same image."""
-    tolerances = tolerances or Tolerances()
-    match = match_detections(reference, candidate)
-    first, second = match.pairs[:, 0], match.pairs[:, 1]
-    missed = [index for index in match.missed if not _is_borderline(index, reference, candidate, rule, tolerances)]
-    extra = [index for index in match.extra if not _is_borderline(index, candidate, reference, rule, tolerances)]
-    box_distances = np.abs(reference.boxes_xyxy[first] - candidate.boxes_xyxy[second])
-    score_distances = np.abs(reference.scores[first] - candidate.scores[second])
-    return Comparison(
-        name=name,
-        num_reference=len(reference),
-        num_candidate=len(candidate),
-        num_matched=len(match.pairs),
-        num_missed=len(missed),
-        num_extra=len(extra),
-        num_borderline=len(match.missed) + len(match.extra) - len(missed) - len(extra),
-        largest_box_px=float(box_distances.max(initial=0.0)),
-        largest_score=float(score_distances.max(initial=0.0)),
-    )
+def compare(
+    artifacts: Sequence[Artifact], data: ParityData, stage_images: int, tolerance: str
+) -> tuple[list[PairResult], list[Found]]:
+    """All artifacts against the first: a result per candidate, and what every artifact found.
+
+    Raises:
+        SourceError, AnnotationError: the pictures cannot be used.
+        RunError: the reference gives no boxes, or a stage cannot be run.
+    """
+    reference, *candidates = artifacts
+    if data.annotations is not None:
+        check_class_names(reference.spec.class_names, data.annotations)
+    tolerances = [tolerance_for(tolerance, reference.spec, candidate.spec) for candidate in candidates]
+    stages = measure_stages(reference, candidates, tolerances, data.pictures[:stage_images])
+    found = [detect_all(artifact, data) for artifact in artifacts]
+    if found[0].failures:
+        raise RunError(f"{reference.path} is the reference, and failed on {found[0].failures[0]}")
+    results = []
+    for candidate, limits, rows, own in zip(candidates, tolerances, stages, found[1:], strict=True):
+        boxes = compare_boxes(found[0], own, limits.same_detection(reference.spec))
+        results.append(PairResult(reference, candidate, limits, with_whole_networks(rows, boxes.overlap), boxes))
+    return results, found
 
 
-def report_of(
-    comparisons: Sequence[Comparison], rule: DetectionSpec, tolerances: Tolerances | None = None
-) -> ParityReport:
-    """The comparisons with the rule they were made under."""
-    return ParityReport(tuple(comparisons), rule.score_threshold, tolerances or Tolerances())
+def write_files(
+    results: Sequence[PairResult], data: ParityData, found: Sequence[Found], arguments: argparse.Namespace
+) -> None:
+    """Numbers, and the page, into the output folder; says where they are."""
+    written = [arguments.output / JSON_NAME]
+    content = {
+        "data": data.source,
+        "pictures": len(data.pictures),
+        "stage_pictures": min(arguments.stage_images, len(data.pictures)),
+        "pairs": [pair_mapping(result) for result in results],
+    }
+    with atomic_output(written[0]) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if not arguments.no_html:
+        written.append(arguments.output / HTML_NAME)
+        names = [results[0].reference.name, *(result.candidate.name for result in results)]
+        detections = {name: one.detections for name, one in zip(names, found, strict=True)}
+        page = html_page(results, data, detections, stage_pictures=content["stage_pictures"], frames=arguments.frames)
+        with atomic_output(written[1]) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    print(f"wrote {' and '.join(map(str, written))}", flush=True)
 
 
-def _is_borderline(index: int, own: Detections, other: Detections, rule: DetectionSpec, tolerances: Tolerances) -> bool:
-    """Whether rounding alone can explain that detection `index` of `own` is not in `other`."""
-    score, label = own.scores[index], own.class_ids[index]
-    if score <= rule.score_threshold + tolerances.score:
-        return True
-    if len(other) == rule.max_detections and score <= other.scores.min() + tolerances.score:
-        return True  # the other's last row went to one that is as good
-    better = (other.class_ids == label) & (other.scores >= score - tolerances.score)
-    overlaps = iou_matrix(own.boxes_xyxy[index : index + 1], other.boxes_xyxy[better])
-    return bool((np.abs(overlaps - rule.nms_threshold) <= tolerances.iou).any())
+def check_results(results: Sequence[PairResult], output: Path) -> None:
+    """Accept or raise.
+
+    Raises:
+        ParityError: a candidate is beyond its tolerance.
+    """
+    beyond = [result for result in results if result.failures()]
+    if beyond:
+        more = f" (and {len(beyond) - 1} more artifacts depart)" if len(beyond) > 1 else ""
+        raise ParityError(f"{beyond[0].sentence().rstrip('.')}{more}; see {output / JSON_NAME}.")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

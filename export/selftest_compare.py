@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from export.parity import Tolerances, compare_detections, match_detections, report_of
+from export.parity_detections import Tolerances, compare_detections, report_of
 from export.selftest_detect import Found
 from runtime.detections import Detections
+from runtime.matching import match_detections
 from runtime.spec import DetectionSpec
 
 # as the description of a detector has them (runtime/backends/tensorrt.py)
@@ -48,7 +49,7 @@ LIMITS_ON_GPU = {**LIMITS, "fp32": Limits(Tolerances(box_px=0.05, score=1e-3, io
 def compare_found(
     reference: Found, found: Found, rule: DetectionSpec, limits: Limits
 ) -> tuple[dict[str, Any], list[str]]:
-    """(numbers for the report, what breaks the limits); what is the same is export/parity.py's to say."""
+    """(numbers for the report, what breaks the limits); what is the same is export/parity_detections.py's to say."""
     pairs = list(zip(reference.detections, found.detections, strict=True))
     comparisons = [
         compare_detections(f"picture {index}", *pair, rule, limits.tolerances) for index, pair in enumerate(pairs)

@@ -28,7 +28,7 @@ from onnx import ModelProto
 
 from export.canvas import Size, choose_canvas, fit_notes, parse_size, spec_with_canvas
 from export.graph import build_graph, check_graph
-from export.parity import ParityReport
+from export.parity_detections import ParityReport
 from export.verify import Picture, default_pictures, read_pictures, verify_file
 from export.weights import DEMO_WEIGHTS, load_weights
 from runtime.command import command_parser, run_command

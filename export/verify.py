@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from export.metadata import write_metadata
-from export.parity import ParityReport, compare_detections, report_of
+from export.parity_detections import ParityReport, compare_detections, report_of
 from export.translation import DOMAIN
 from runtime.conveyor.scene import render_scene
 from runtime.detections import Detections

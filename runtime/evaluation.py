@@ -10,13 +10,15 @@ from runtime.coco import CocoAnnotations, read_coco
 from runtime.conveyor.dataset import GENERATOR, HELD_OUT_FIRST, write_dataset
 from runtime.detections import Detections
 from runtime.errors import AnnotationError
-from runtime.files import cache_folder
+from runtime.files import cache_folder, locked
 from runtime.metrics import Evaluation, Record, evaluate_records, load_pycocotools
 from runtime.progress import progress, progress_bar
 
 UNUSED_CLASS = "N/A"  # torchvision's name for the labels that COCO never used: its weights have ten of them
 HELD_OUT_SEED = 1007  # of the pictures that the demo's detector is judged by; training never sees them,
 HELD_OUT_COUNT = 200  # even with this seed: they lie beyond HELD_OUT_FIRST, where no training picture is
+CALIBRATION_SEED = 2011  # of the pictures that ranges are measured on: from the part of the stream that training has,
+CALIBRATION_COUNT = 300  # so that what is measured on the held-out ones is no reward for having seen them
 
 
 def held_out_images() -> CocoAnnotations:
@@ -25,10 +27,16 @@ def held_out_images() -> CocoAnnotations:
     Raises:
         OutputError: the cache cannot be written.
     """
-    folder = cache_folder() / f"{GENERATOR.replace(' ', '-')}-held-out"
-    with progress_bar(HELD_OUT_COUNT, "drawing held-out images") as advance:
-        file = write_dataset(folder, HELD_OUT_COUNT, HELD_OUT_SEED, first=HELD_OUT_FIRST, progress=advance)
-    return read_coco(file)
+    return _drawn("held-out", HELD_OUT_COUNT, HELD_OUT_SEED, HELD_OUT_FIRST)
+
+
+def calibration_pictures() -> CocoAnnotations:
+    """300 generated conveyor pictures, none of them held out, to calibrate the demo with; drawn at the first use.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    return _drawn("calibration", CALIBRATION_COUNT, CALIBRATION_SEED, 0)
 
 
 def evaluate_detector(
@@ -102,6 +110,14 @@ def coco_records(detections: Sequence[Detections], annotations: CocoAnnotations)
 def evaluate_detections(detections: Sequence[Detections], annotations: CocoAnnotations) -> Evaluation:
     """Metrics of detections, one item per image of `annotations`; raises as `evaluate_detector`."""
     return evaluate_records(coco_records(detections, annotations), annotations)
+
+
+def _drawn(name: str, count: int, seed: int, first: int) -> CocoAnnotations:
+    """Pictures first .. first + count - 1 of the stream `seed`, from the cache or drawn into it."""
+    folder = cache_folder() / f"{GENERATOR.replace(' ', '-')}-{name}"
+    with locked(folder), progress_bar(count, f"drawing {name} images") as advance:
+        file = write_dataset(folder, count, seed, first=first, progress=advance)
+    return read_coco(file)
 
 
 def _category_ids(class_names: Sequence[str], annotations: CocoAnnotations) -> list[int | None]:

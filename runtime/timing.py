@@ -1,6 +1,6 @@
 """Times several detectors in one run, in turns, and checks that they find the same.
 
-Shapes: R rounds, F frames; times are [R, F] milliseconds from frame to boxes. M, N detections of one frame.
+Shapes: R rounds, F frames; times are [R, F] milliseconds from frame to boxes.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.boxes import iou_matrix
 from runtime.detections import Detections
 from runtime.detector import STAGES, Detector
+from runtime.matching import match_detections
 
 SAME_BOX = 0.9  # IoU that makes two detections of one class the same one
 
@@ -151,13 +151,9 @@ def compare_detections(
     """Match the detections of each frame: same class, IoU of at least SAME_BOX, best overlap first."""
     matched, box_px, score = 0, 0.0, 0.0
     for ours, theirs in zip(found, expected, strict=True):
-        same = ours.class_ids[:, None] == theirs.class_ids[None, :]
-        iou = np.where(same, iou_matrix(ours.boxes_xyxy, theirs.boxes_xyxy), 0.0)  # [M, N]
-        while iou.size and iou.max() >= SAME_BOX:
-            first, second = np.unravel_index(iou.argmax(), iou.shape)
-            iou[first, :] = iou[:, second] = 0.0
-            matched += 1
-            box_px = max(box_px, float(np.abs(ours.boxes_xyxy[first] - theirs.boxes_xyxy[second]).max()))
-            score = max(score, float(abs(ours.scores[first] - theirs.scores[second])))
+        first, second = match_detections(ours, theirs, iou_threshold=SAME_BOX).pairs.T
+        matched += len(first)
+        box_px = max(box_px, float(np.abs(ours.boxes_xyxy[first] - theirs.boxes_xyxy[second]).max(initial=0.0)))
+        score = max(score, float(np.abs(ours.scores[first] - theirs.scores[second]).max(initial=0.0)))
     counts = (sum(map(len, found)), sum(map(len, expected)))
     return Agreement(name, reference, *counts, matched, box_px, score)

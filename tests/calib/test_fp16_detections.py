@@ -18,8 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from calib.artifact import spec_of_model
 from calib.dense_part import find_dense_nodes
 from calib.rounding import round_like_gpu
-from export.parity import Tolerances, compare_detections, match_detections
+from export.parity_detections import Tolerances, compare_detections
 from runtime.detector import open_detector
+from runtime.matching import match_detections
 from runtime.preprocess import preprocess
 
 TOLERANCES = Tolerances(box_px=0.5, score=0.01, iou=0.02)

@@ -14,7 +14,6 @@ import pytest
 from calib.fp16 import convert_to_fp16
 from export.deepstream import main
 from export.deepstream_graph import nvinfer_network_size
-from export.parity import match_detections
 from export.to_onnx import export_onnx
 from export.weights import DEMO_WEIGHTS, load_weights
 from runtime.backends.onnxruntime import read_spec
@@ -22,6 +21,7 @@ from runtime.command import run_command
 from runtime.conveyor.scene import render_scene
 from runtime.detections import Detections
 from runtime.detector import open_detector
+from runtime.matching import match_detections
 from runtime.plan import file_sha256, sidecar_path
 from tests.export.nvinfer import Nvinfer, PythonKeyFile, build, compile_driver, key_file, needs_compiler
 from tests.helpers_onnx import small_spec, write_onnx

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.parity import compare_detections
+from export.parity_detections import compare_detections
 from export.to_onnx import export_onnx
 from export.verify import Picture
 from runtime.detector import Detector, open_detector

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.parity import Tolerances, compare_detections, report_of
+from export.parity_detections import Tolerances, compare_detections, report_of
 from runtime.conveyor.scene import render_scene
 
 LOOSE = Tolerances(box_px=0.5, score=1e-2, iou=1e-2)  # TF32 convolutions, sums in another order
