@@ -1,1 +1,1 @@
-"""Lower precision, written into exported ONNX files: FP16; INT8 to come."""
+"""Lower precision, measured on images and written into exported ONNX files: FP16 and INT8."""

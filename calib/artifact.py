@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto
 
-from runtime.backends.onnx_file import DIGEST_KEY, SPEC_KEY, spec_of_metadata
+from runtime.backends.onnx_file import ADVICE, DIGEST_KEY, SPEC_KEY, read_metadata, spec_of_metadata
+from runtime.errors import ArtifactError
 from runtime.spec import DetectorSpec
+
+
+def load_model(path: Path) -> ModelProto:
+    """The model at `path`, which carries a spec.
+
+    Raises:
+        ArtifactError: it is missing, truncated or no ONNX file, or has no valid spec.
+    """
+    spec_of_metadata(read_metadata(path), str(path))  # says at once, with the name, what a wrong file is
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ArtifactError(f"{path} is an ONNX file that cannot be read ({error}): {ADVICE}.") from error
 
 
 def spec_of_model(model: ModelProto) -> DetectorSpec:

@@ -28,6 +28,7 @@ ROUNDED = (
     *("Relu", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Clip"),
     *("Add", "Mul", "MaxPool", "Resize"),
     *("Concat", "Flatten", "Identity", "Reshape", "Transpose"),
+    *("QuantizeLinear", "DequantizeLinear"),
 )
 
 

@@ -8,7 +8,7 @@ The file's inputs and outputs keep their types.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,16 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from calib.artifact import element_types, replace_spec, spec_of_model
-from calib.dense_part import DOMAIN, find_dense_nodes, missing_landmarks
+from calib.dense_part import DOMAIN, find_dense_nodes, missing_landmarks, producers
 from runtime.errors import ArtifactError, RunError, UserError
 from runtime.spec import DetectorSpec
 
 FP32, FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
 SUFFIX = {FP32: "to_fp32", FP16: "to_fp16"}  # of a cast's name
 LARGEST = float(np.finfo(np.float16).max)  # 65504
+
+QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
+INTEGER = ("DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")  # other tools' INT8
 
 # float32 inputs, by position, of nodes that compute in FP16: Resize's roi and scales, and the rois of pooling
 ALWAYS_FP32 = {("", "Resize"): (1, 2), (DOMAIN, "PyramidRoiAlign"): (0,), (DOMAIN, "RoiMaxPool"): (0,)}
@@ -37,37 +40,83 @@ class Precisions:
     casts: int
 
 
-def convert_to_fp16(model: ModelProto) -> ModelProto:
+def convert_to_fp16(model: ModelProto, *, keep: Collection[str] = ()) -> ModelProto:
     """A copy of `model` whose dense part computes in FP16.
 
     Its spec has precision "fp16" and names the FP32 file's spec as parent. Bodies, names and shapes stay.
 
     Args:
         model: as export/to_onnx.py writes it, in FP32.
+        keep: names of nodes that stay FP32.
 
     Raises:
         ArtifactError: it is no EdgeRCNN model, not FP32, or its spec and digest disagree.
         UserError: a weight that FP16 cannot hold.
         RunError: the result is not valid ONNX.
     """
-    spec = spec_of_model(model)
-    result = _with_types(model)
-    _check_is_fp32(result, spec)
-    dense = find_dense_nodes(result.graph)
-    _check_weights(result.graph, dense)
-    types = element_types(result.graph)
-    num_changed = mark_values_fp16(result.graph, dense, types)
-    assert num_changed >= len(dense), f"{num_changed} values of {len(dense)} nodes became FP16"
-    convert_initializers(result.graph, dense, types)
-    insert_casts(result.graph, dense, types)
+    result = read_fp32_model(model)
+    spec = spec_of_model(result)
+    write_fp16(result.graph, keep)
     replace_spec(result, spec.replace(precision="fp16", parent_digest=spec.digest()))
-    _check_result(result)
+    check_result(result)
     return result
+
+
+def read_fp32_model(model: ModelProto) -> ModelProto:
+    """A copy of a detector in FP32 that states the type and shape of every value.
+
+    Raises:
+        ArtifactError: it is no EdgeRCNN model, not FP32, quantised, or its spec and digest disagree.
+    """
+    spec = spec_of_model(model)
+    result = with_types(model)
+    _check_is_fp32(result, spec)
+    return result
+
+
+def write_fp16(graph: GraphProto, keep: Collection[str] = ()) -> None:
+    """The dense part of `graph`, in place, in FP16, but for the nodes named in `keep`.
+
+    Quantisers of values in FP16, and those that FP16 nodes read, take and give FP16; their scales are rounded to it.
+
+    Raises:
+        UserError: a weight that FP16 cannot hold.
+    """
+    dense = [index for index in find_dense_nodes(graph) if graph.node[index].name not in keep]
+    dense = _with_quantisers(graph, dense)
+    _check_weights(graph, dense)
+    types = element_types(graph)
+    mark_values_fp16(graph, dense, types)
+    convert_initializers(graph, dense, types)
+    insert_casts(graph, dense, types)
+
+
+def _with_quantisers(graph: GraphProto, dense: Sequence[int]) -> list[int]:
+    """`dense` with the quantisers that belong to it, and without others.
+
+    A QuantizeLinear does if what it quantises is made there, a DequantizeLinear if it is read there alone.
+    """
+    chosen = set(dense)
+    made = producers(graph)
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            readers.setdefault(name, []).append(index)
+    for index, node in enumerate(graph.node):
+        if node.domain or node.op_type not in QUANTISERS:
+            continue
+        if node.op_type == "QuantizeLinear":
+            belongs = made.get(node.input[0]) in chosen
+        else:
+            read_by = readers.get(node.output[0], [])
+            belongs = bool(read_by) and chosen.issuperset(read_by)
+        (chosen.add if belongs else chosen.discard)(index)
+    return sorted(chosen)
 
 
 def count_precisions(model: ModelProto) -> Precisions:
     """Of the standard operators that make floating-point numbers, by the type of their result."""
-    types = element_types(_with_types(model).graph)
+    types = element_types(with_types(model).graph)
     made = [(node.op_type, types.get(node.output[0])) for node in model.graph.node if node.domain == ""]
     return Precisions(
         fp16=sum(op_type != "Cast" and made_type == FP16 for op_type, made_type in made),
@@ -170,7 +219,7 @@ def _new_name(types: dict[str, int], name: str) -> str:
     return name
 
 
-def _with_types(model: ModelProto) -> ModelProto:
+def with_types(model: ModelProto) -> ModelProto:
     """A copy in which the type and shape of every value are stated."""
     try:
         return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -189,6 +238,13 @@ def _check_is_fp32(model: ModelProto, spec: DetectorSpec) -> None:
     if spec.precision != "fp32":
         raise ArtifactError(
             f"the model has precision {spec.precision} already: give the FP32 file that it was made from."
+        )
+    of_int8 = (*QUANTISERS, *INTEGER)
+    quantised = [node.name for node in model.graph.node if node.domain == "" and node.op_type in of_int8]
+    if quantised:
+        raise ArtifactError(
+            f"the model says precision fp32, but {quantised[0]!r} quantises, so another tool has quantised it: give "
+            "the FP32 file that it was made from."
         )
     named = [name for name, element_type in element_types(model.graph).items() if element_type == FP16]
     if named:
@@ -211,7 +267,12 @@ def _check_weights(graph: GraphProto, dense: Collection[int]) -> None:
             )
 
 
-def _check_result(model: ModelProto) -> None:
+def check_result(model: ModelProto) -> None:
+    """See that a converted model is valid ONNX.
+
+    Raises:
+        RunError: it is not.
+    """
     try:
         onnx.checker.check_model(model, full_check=True)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

@@ -21,10 +21,9 @@ import argparse
 import onnx
 from onnx import ModelProto
 
-from calib.artifact import spec_of_model
+from calib.artifact import load_model, spec_of_model
 from calib.fp16 import convert_to_fp16, count_precisions
 from calib.rounding import round_like_gpu
-from runtime.backends.onnxruntime import read_spec
 from runtime.command import command_parser, run_command
 from runtime.errors import OutputError
 from runtime.files import atomic_output, check_writable
@@ -51,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     output = arguments.output or arguments.onnx.with_suffix(".fp16.onnx")
     _check_outputs(arguments, output)
-    read_spec(arguments.onnx)  # a missing, truncated or foreign file is refused with its name
-    model = onnx.load(arguments.onnx)
+    model = load_model(arguments.onnx)
     half = convert_to_fp16(model)
     print(f"fp16     {arguments.onnx}: {_contents(half)}", flush=True)
     _write(half, output, f"was {_megabytes(arguments.onnx)}")
