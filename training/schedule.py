@@ -27,6 +27,7 @@ class TrainOptions:
     seed: int = 0
     workers: int = 1
     mixed_precision: bool = True  # float16 autocast, on a GPU only
+    bfloat16: bool = False  # bfloat16 autocast, on a GPU or on a CPU with AVX512-BF16 or AMX
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "clip_norm"):

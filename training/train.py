@@ -65,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--rois-per-image", type=int, default=64, help="proposals per image to train the detector on")
     train.add_argument("--seed", type=int, default=DEFAULTS.seed)
     train.add_argument("--workers", type=int, default=DEFAULTS.workers, help="processes that read and augment images")
+    train.add_argument(
+        "--bfloat16", action="store_true", help="compute in bfloat16: about 1.6 times as fast on a CPU with AVX512-BF16"
+    )
     train.add_argument("--threads", type=int, help="CPU threads of PyTorch")
     return parser
 

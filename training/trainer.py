@@ -54,10 +54,11 @@ class Trainer:
         self.folder = folder
         self.device = device
         self.notes = notes
-        self.optimizer = build_optimizer(model, options)
-        self.mixed = options.mixed_precision and device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.mixed)
-        self.steps_per_epoch = len(epoch_batches(len(samples), options.batch_size, 0, options.seed))
+        self.optimizer = self._build_optimizer()
+        half = options.mixed_precision and device.type == "cuda" and not options.bfloat16
+        self.autocast_type = torch.bfloat16 if options.bfloat16 else torch.float16 if half else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.steps_per_epoch = len(self._batches(0))
         self.epoch = 0  # the epoch to go on with ...
         self.step = 0  # ... and the step in it
         self.best_ap = -1.0
@@ -77,9 +78,16 @@ class Trainer:
             )
             raise
 
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.options)
+
+    def _batches(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """What an epoch trains on: (index, draw) of each picture of each step."""
+        return epoch_batches(len(self.samples), self.options.batch_size, epoch, self.options.seed)
+
     def _train_epoch(self) -> dict[str, float]:
         self.model.train()
-        batches = epoch_batches(len(self.samples), self.options.batch_size, self.epoch, self.options.seed)[self.step :]
+        batches = self._batches(self.epoch)[self.step :]
         loader = training_loader(self.samples, batches, self.spec, seed=self.options.seed, workers=self.options.workers)
         title = f"epoch {self.epoch + 1}/{self.options.epochs}"
         means: dict[str, float] = {}
@@ -106,8 +114,8 @@ class Trainer:
         )  # sampling of anchors and rois; the same when resumed
         rate = learning_rate_at(position, self.options.epochs * self.steps_per_epoch, self.options)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.mixed):
+            group["lr"] = rate * group.get("rate_factor", 1.0)
+        with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
             losses = self.model.losses(images, im_info.to(self.device), targets, self.settings)
         total: Tensor = sum(losses)  # type: ignore[assignment]
         if not torch.isfinite(total):
@@ -135,12 +143,21 @@ class Trainer:
             self.best_ap = metrics["ap"]
             made = {"ap": f"{metrics['ap']:.4f}", "ap50": f"{metrics['ap50']:.4f}", "epoch": str(self.epoch)}
             made["training_minutes"] = f"{self.seconds / 60.0:.1f}"
-            save_checkpoint(self.folder / "best.pt", self.model, self.spec, half=True, notes={**self.notes, **made})
+            self._save_best({**self.notes, **made})
         self.save_last()
+
+    def _save_best(self, notes: dict[str, str]) -> None:
+        save_checkpoint(self.folder / "best.pt", self.model, self.spec, half=True, notes=notes)
 
     def save_last(self) -> None:
         """Write `last.pt`: full precision, with all that --resume needs."""
-        state = {
+        save_checkpoint(
+            self.folder / "last.pt", self.model, self.spec, training_state=self._position(), notes=self.notes
+        )
+
+    def _position(self) -> dict[str, Any]:
+        """What --resume needs beside the weights; `_go_to` takes it."""
+        return {
             "epoch": self.epoch,
             "step": self.step,
             "best_ap": self.best_ap,
@@ -149,7 +166,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        save_checkpoint(self.folder / "last.pt", self.model, self.spec, training_state=state, notes=self.notes)
 
     def resume(self) -> None:
         """Go on from the folder's `last.pt`.
@@ -167,6 +183,9 @@ class Trainer:
                 f"{path} was trained with another spec: give the same --architecture and data, or a new --output."
             )
         load_weights(self.model, content["model"], path)
+        self._go_to(state)
+
+    def _go_to(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])

@@ -22,6 +22,7 @@ from training.models.specs import PRESETS, spec_for
 
 CANVASES = {  # what a user of landscape video expects
     "conveyor": (288, 384),
+    "conveyor_resnet50": (288, 384),
     "fasterrcnn_mobilenet_v3_large_320_fpn": (320, 640),
     "fasterrcnn_mobilenet_v3_large_fpn": (800, 1344),
     "fasterrcnn_resnet50_fpn": (800, 1344),

@@ -50,8 +50,13 @@ class FeaturePyramid(nn.Module):
         merged = [block(stage) for block, stage in zip(self.inner_blocks, stages, strict=True)]
         for finer in range(len(merged) - 2, -1, -1):
             size = merged[finer].shape[-2:]
-            merged[finer] = merged[finer] + functional.interpolate(merged[finer + 1], size=size, mode="nearest")
+            coarse = self.handed_down(merged[finer + 1], finer + 1)
+            merged[finer] = merged[finer] + functional.interpolate(coarse, size=size, mode="nearest")
         levels = [block(stage) for block, stage in zip(self.layer_blocks, merged, strict=True)]
         if self.with_pool:
             levels.append(functional.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return levels
+
+    def handed_down(self, merged: Tensor, level: int) -> Tensor:
+        """What the next finer level gets of `merged` [B, C, Hl, Wl], before it is enlarged: all of it."""
+        return merged

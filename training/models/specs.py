@@ -1,4 +1,5 @@
-"""Presets: the DetectorSpecs of torchvision's four Faster R-CNNs, and of the conveyor demo's small detector."""
+"""Presets: the DetectorSpecs of torchvision's four Faster R-CNNs, and of two for the conveyor: the
+demo's small one, and a ResNet-50."""
 
 from __future__ import annotations
 
@@ -147,6 +148,18 @@ def _conveyor(name: str, class_names: tuple[str, ...]) -> DetectorSpec:
     )
 
 
+def _conveyor_resnet50(name: str, class_names: tuple[str, ...]) -> DetectorSpec:
+    """ResNet-50-FPN at the conveyor's size: strides 8 to 64, for parts of 36 px and more nothing finer is needed."""
+    spec = _conveyor(name, class_names)
+    return _overridden(
+        spec,
+        {
+            "backbone": {"name": "resnet50", "returned_stages": (2, 3, 4), "fpn_channels": 256},
+            "box_head": {"representation_size": 1024},
+        },
+    )
+
+
 def _anchors(strides: tuple[int, ...], sizes: tuple[tuple[float, ...], ...], stride_rule: str) -> AnchorSpec:
     return AnchorSpec(
         strides=strides,
@@ -236,4 +249,5 @@ PRESETS: dict[str, Callable[[str, tuple[str, ...]], DetectorSpec]] = {
     "fasterrcnn_mobilenet_v3_large_fpn": _mobilenet_v3_large_fpn,
     "fasterrcnn_mobilenet_v3_large_320_fpn": _mobilenet_v3_large_320_fpn,
     "conveyor": _conveyor,
+    "conveyor_resnet50": _conveyor_resnet50,
 }
