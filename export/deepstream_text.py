@@ -15,7 +15,7 @@ from export.deepstream_graph import scale_factor_and_offsets
 from runtime.spec import DetectorSpec
 
 LIBRARY, PARSER = "libnvdsinfer_edgercnn.so", "NvDsInferParseEdgeRcnn"
-NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
+NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2, "mixed": 1}
 NO_CLUSTERING, BILINEAR, RGB, DETECTOR, PRIMARY = 4, 1, 0, 0, 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
-PRECISIONS = ("fp32", "fp16", "int8", "best")
+PRECISIONS = ("fp32", "fp16", "int8", "mixed", "best")
 TARGETS = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # --target: flavour, the Python package
 MOST_OPT_LEVEL = 5
 DEFAULT_BATCHES = (1, 1, 4)

@@ -14,15 +14,19 @@ from runtime.errors import BackendUnavailableError, UserError
 # name: (module with main(argv), what it does)
 COMMANDS = {
     "train": ("training.train", "train a detector"),
+    "qat": ("training.quantise", "fine-tune a detector for INT8"),
     "export": ("export.to_onnx", "turn a checkpoint into one ONNX file"),
     "build": ("export.build_engine", "build a TensorRT plan from the ONNX file"),
     "run": ("runtime.run_video", "run a detector on a video, images, a camera or a stream"),
     "eval": ("runtime.evaluate", "mAP of a detector on a data set"),
     "bench": ("runtime.benchmark", "latency of a detector"),
+    "parity": ("export.parity", "compare two artifacts stage by stage"),
+    "calibrate": ("calib.calibrate", "write FP16 or INT8 into an ONNX file, measured on images"),
     "fp16": ("calib.to_fp16", "write the FP16 form of an ONNX file"),
     "triton": ("export.triton", "write a model repository for NVIDIA Triton"),
     "deepstream": ("export.deepstream", "write the configuration and parser for NVIDIA DeepStream"),
     "trtexec": ("export.trtexec", "print the trtexec command lines of a plan"),
+    "cut": ("export.cut", "cut the smallest part of a graph that shows a divergence"),
     "doctor": ("runtime.doctor", "what works on this machine, what does not, and what mends it"),
 }
 OURS = ("training", "export", "runtime", "plugins", "calib")

@@ -60,7 +60,7 @@ class PlanRecord:
     PATH: ClassVar[str] = "sidecar"
     schema_version: Annotated[int, one_of(SCHEMA_VERSION)]
     spec: DetectorSpec
-    precision: Annotated[str, one_of("fp32", "fp16", "int8")]
+    precision: Annotated[str, one_of("fp32", "fp16", "int8", "mixed")]
     flavour: Annotated[str, one_of(*FLAVOURS)]
     version: Annotated[str, ruled(lambda text: text.split(".")[0].isdecimal(), "a version, like 10.16.1.11")]
     sms: Annotated[tuple[int, ...], ruled(lambda sms: len(sms) > 0 and min(sms) > 0, "at least one SM, like 87")]

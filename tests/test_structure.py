@@ -22,9 +22,13 @@ ALLOWED = {
 TORCH = {"torch", "torchvision"}
 TENSORRT = {"tensorrt", "tensorrt_rtx", "pycuda"}
 SCRIPTS = (
+    "calib/calibrate.py",
+    "calib/methods.py",
     "calib/to_fp16.py",
     "export/build_engine.py",
+    "export/cut.py",
     "export/deepstream.py",
+    "export/parity.py",
     "export/selftest.py",
     "export/selftest_detect.py",
     "export/to_onnx.py",
@@ -36,6 +40,7 @@ SCRIPTS = (
     "runtime/doctor.py",
     "runtime/evaluate.py",
     "runtime/run_video.py",
+    "training/quantise.py",
     "training/train.py",
     "training/data/make_conveyor.py",
 )
