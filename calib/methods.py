@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from calib.artifact import load_model, spec_of_model
 from calib.convert import Source, convert, read_source
-from calib.harm import Judge
+from calib.harm import Judge, points
 from calib.images import CalibrationImages, read_calibration_images
 from calib.measure import RangeRule, measure
 from calib.report import write_json
@@ -38,7 +38,20 @@ from runtime.plan import file_sha256
 from runtime.tables import format_table
 
 PERCENTILES = (99.9, 99.99, 99.999)
-HEADER = ("precision", "ranges", "biases", "MB", "AP", "points", "harm %", "missed", "extra", "mean IoU", "|dscore|")
+HEADER = (
+    "precision",
+    "ranges",
+    "biases",
+    "MB",
+    "AP",
+    "points",
+    "±",
+    "harm %",
+    "missed",
+    "extra",
+    "mean IoU",
+    "|dscore|",
+)
 
 
 class Variant(NamedTuple):
@@ -141,7 +154,8 @@ def cells_of(variant: Variant, row: Mapping[str, Any]) -> tuple[Any, ...]:
         *variant.cells,
         f"{row['bytes'] / 1e6:.1f}",
         f"{row['ap']:.4f}",
-        f"{-100 * row['ap_drop']:+.2f}",
+        points(row["ap_drop"]),
+        f"{100 * row['error']:.2f}",
         f"{100 * row['disagreement']:.2f}",
         row["missed"],
         row["extra"],

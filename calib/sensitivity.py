@@ -15,7 +15,7 @@ from pathlib import Path
 
 from calib.convert import FALLBACK, FP16, FP32, LOWEST, Calibration, Source, convert
 from calib.cost import Cost, Device
-from calib.harm import Harm, Judge, points
+from calib.harm import Harm, Judge, with_error
 from runtime.errors import OutputError, UserError
 from runtime.files import atomic_output, cache_folder
 from runtime.json_values import is_number
@@ -116,7 +116,8 @@ def search_mix(
 
     Args:
         rank: gives every group, those first that are to be given up first; asked only if not all can be lowered.
-        budget: drop of AP, 0 to 1.
+        budget: drop of AP, 0 to 1. The measured drop and its standard error together must not pass it: the search
+            chooses among many mixes, and would else pick what these images flatter.
 
     Raises:
         UserError: the budget is not held even with all of them kept.
@@ -128,19 +129,18 @@ def search_mix(
         if key not in tried:
             mix = convert(source, job.assignment(source, kept), job.precision, calibration, flavour=job.flavour)
             tried[key] = judge.harm(mix, f"{len(kept)} groups kept")
-            say(f"search   {len(kept):3d} groups in {job.fallback}: AP {points(tried[key].ap_drop)}")
+            say(f"search   {len(kept):3d} groups in {job.fallback}: AP {with_error(tried[key])}")
         return tried[key]
 
     def holds(kept: Sequence[str]) -> bool:
-        return harm_of(kept).ap_drop <= budget
+        return harm_of(kept).likely_drop <= budget
 
     ranked = [] if holds([]) else rank()
     kept = _fewest(ranked, holds)
     if kept is None:
-        drop = harm_of(ranked).ap_drop
         raise UserError(
-            f"--max-drop is {100 * budget:g}, but AP drops by {100 * drop:.2f} with every group in {job.fallback}: "
-            "allow more, give more images to measure on, or choose another --precision."
+            f"--max-drop is {100 * budget:g}, but AP changes by {with_error(harm_of(ranked))} with every group in "
+            f"{job.fallback}: allow more, give more images to measure on, or choose another --precision."
         )
     for name in reversed(kept[-TRIES:]):
         fewer = [other for other in kept if other != name]

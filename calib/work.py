@@ -9,7 +9,7 @@ from typing import Any
 
 from calib.artifact import spec_of_model
 from calib.cost import DEVICES, group_costs
-from calib.harm import Harm, Judge, points
+from calib.harm import Harm, Judge, with_error
 from calib.images import CalibrationImages
 from calib.measure import Measurement
 from calib.report import (
@@ -24,6 +24,7 @@ from calib.sensitivity import Found, Job, measure_sensitivity, rank_groups, sear
 from calib.table import format_calibration_table
 from runtime.files import atomic_output
 
+RANKING_IMAGES = 40  # enough to rank layers by how their detections differ
 REPORT, PICTURE = "calibration.json", "sensitivity.png"
 
 
@@ -68,7 +69,7 @@ class Work:
         self.say(f"speed    {time_sentence(self.costs, found.assignment, self.device)}")
         if harm is not None and self.judge is not None:
             boxes = f"{harm.matched} detections matched (IoU {harm.iou:.3f}, score {harm.score_difference:.3f} apart)"
-            drop = f"AP {harm.ap:.4f}, {points(harm.ap_drop)} points against FP32"
+            drop = f"AP {harm.ap:.4f}, {with_error(harm)} points against FP32"
             self.say(f"measured {drop}; {boxes}, {harm.missed} missed, {harm.extra} extra")
 
     def write_table(self, path: Path, version: str) -> None:
@@ -107,7 +108,8 @@ class Work:
     def _rank(self, judge: Judge) -> list[str]:
         """Every group, those first that harm most for what they save."""
         if not self.rows:
-            self.harms = measure_sensitivity(self.source, self.job, self.calibration, judge, say=self.say)
+            quick = judge.fewer(RANKING_IMAGES)
+            self.harms = measure_sensitivity(self.source, self.job, self.calibration, quick, say=self.say)
             ranked = rank_groups(self.harms, self.costs, self.job, self.device)
             self.rows = sensitivity_rows(self.harms, ranked, self.costs, self.job, self.device)
         return [row["group"] for row in self.rows]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
 
-from calib.harm import Harm, Judge, compare, measuring_images, open_model, points
+from calib.harm import Harm, Judge, compare, jackknife_error, measuring_images, open_model, points, with_error
 from calib.images import CalibrationImages
 from calib.rounding import round_like_gpu
 from runtime.coco import CocoAnnotations, CocoImage
@@ -198,6 +198,17 @@ def test_against_annotations_the_judges_ap_is_cocos(calibrated_demo, annotated):
     assert same.disagreement == pytest.approx(0, abs=1e-6)
 
 
+def test_a_judge_over_fewer_images_knows_fp32_on_them_and_gives_no_error(calibrated_demo, annotated):
+    judge = Judge(calibrated_demo.source.model, annotated, annotated=True, threads=1)
+    quick = judge.fewer(2)
+    assert [image.image_id for image in quick.images] == [1, 3]
+    with open_detector(calibrated_demo.exported.path, threads=1) as detector:
+        assert quick.ap == pytest.approx(evaluate_detector(detector, quick.images).ap, abs=1e-6)
+    whole, part = (one.harm(blind(calibrated_demo.source.model), "blind") for one in (judge, quick))
+    assert whole.error > 0 == part.error
+    assert 0 < part.missed < whole.missed
+
+
 def test_without_annotations_fp32_has_ap_1_and_a_blind_detector_0(calibrated_demo, paths):
     chosen, with_boxes = measuring_images(plain(paths), 4, CLASS_NAMES)
     assert not with_boxes
@@ -290,3 +301,18 @@ def test_a_harm_knows_nothing_but_numbers():
     values = dataclasses.astuple(compare([detections((A, 0.9, 0))], [NOTHING], 0.5, 0.25))
     assert all(type(value) in (int, float) for value in values)
     assert Harm(*values).ap_drop == 0.25
+
+
+def test_the_jackknife_error_of_a_mean_is_its_standard_error():
+    """For a mean it is known: s / sqrt(n)."""
+    values = np.random.default_rng(5).normal(size=12)
+    without_one = np.array([np.delete(values, index).mean() for index in range(12)])
+    assert jackknife_error(without_one) == pytest.approx(values.std(ddof=1) / np.sqrt(12), rel=1e-9)
+    assert jackknife_error(np.full(7, 0.25)) == 0.0
+    assert jackknife_error(np.array([0.3])) == 0.0
+
+
+def test_the_likely_drop_adds_the_error():
+    harm = Harm(0.7, 0.02, 0.1, 5, 1, 0, 0.9, 0.05, error=0.01)
+    assert harm.likely_drop == pytest.approx(0.03)
+    assert with_error(harm) == "-2.00 ± 1.00"

@@ -114,7 +114,7 @@ def test_a_budget_that_cannot_be_held_is_one_sentence():
     with pytest.raises(UserError) as caught:
         search_mix(source_of("ab"), Job("mixed", "tensorrt"), CALIBRATION, judge, lambda: ["a", "b"], 0.003, say=print)
     assert str(caught.value) == (
-        "--max-drop is 0.3, but AP drops by 0.50 with every group in fp16: "
+        "--max-drop is 0.3, but AP changes by -0.50 with every group in fp16: "
         "allow more, give more images to measure on, or choose another --precision."
     )
 
