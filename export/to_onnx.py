@@ -47,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "--weights", metavar="PATH|torchvision:NAME", help=f"checkpoint to export (default: assets/{DEMO_WEIGHTS.name})"
+        "--weights",
+        metavar="PATH|torchvision:NAME|random:NAME",
+        help=f"checkpoint to export (default: assets/{DEMO_WEIGHTS.name}); random: made up, for benchmarks",
     )
     parser.add_argument("--output", type=Path, default=Path("model.onnx"), help="file to write")
     parser.add_argument(

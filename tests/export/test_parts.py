@@ -15,7 +15,8 @@ from export.fold import NORMS, fold_batch_norms
 from export.metadata import VERSION
 from export.passes import make_resizes_static, merge_equal_initializers, remove_dead_nodes
 from export.translation import OP_TYPES, schema_from_torch
-from runtime.errors import UserError
+from export.weights import load_weights
+from runtime.errors import SpecError, UserError
 from tests.test_structure import ROOT
 from training.models.detectors import build_detector
 from training.models.specs import PRESETS, spec_for
@@ -151,3 +152,15 @@ def test_the_version_in_the_file_is_the_packages():
 def test_specs_compare_by_value():
     spec = spec_for("conveyor")
     assert spec_with_canvas(spec, (288, 384)).input == dataclasses.replace(spec.input, height=288, width=384)
+
+
+def test_random_weights_are_made_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGERCNN_CACHE", str(tmp_path))
+    model, spec = load_weights("random:conveyor")
+    assert spec == spec_for("conveyor", class_names=spec.class_names)
+    again, _ = load_weights("random:conveyor")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert len(list(tmp_path.rglob("*.pt"))) == 1
+    with pytest.raises(SpecError, match="unknown architecture 'conveyer': the nearest known one is 'conveyor'"):
+        load_weights("random:conveyer")
