@@ -123,7 +123,8 @@ def write_random_checkpoint(architecture: str, folder: Path, say: Callable[[str]
         SpecError: an unknown architecture.
         OutputError: the folder cannot be written.
     """
-    spec = spec_for(architecture, class_names=CLASS_NAMES) if architecture.startswith("conveyor") else spec_for(architecture)
+    for_conveyor = architecture.startswith("conveyor")
+    spec = spec_for(architecture, class_names=CLASS_NAMES) if for_conveyor else spec_for(architecture)
     key = hashlib.sha256(f"{spec.digest()} {SEED} {torch.__version__} {cv2.__version__}".encode()).hexdigest()[:16]
     path = folder / f"{RANDOM_NAME}{architecture}-{key}.pt"
     if not path.is_file():
