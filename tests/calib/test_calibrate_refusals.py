@@ -226,7 +226,7 @@ def test_a_budget_that_mixed_cannot_hold(place, capsys, monkeypatch):
     monkeypatch.setattr("calib.harm.evaluate_detections", FallingAp())
     monkeypatch.setattr("calib.work.measure_sensitivity", lambda source, *_, **__: {})
     sentence = refused(place, capsys, ["--precision", "mixed", "--max-drop", "1", "--no-charts"])
-    assert sentence.startswith("--max-drop is 1, but AP drops by 50.00 with every group in fp16: allow more")
+    assert sentence.startswith("--max-drop is 1, but AP changes by -50.00 with every group in fp16: allow more")
 
 
 class FallingAp:

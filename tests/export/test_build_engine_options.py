@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from onnx import ModelProto, helper
 
 from export import build_engine as command
 from export.build_engine import main
+from export.engine_graph import own_precision
 from export.engine_options import BuildOptions, parse_workspace
 from runtime.backends import tensorrt_library
 from runtime.command import run_command
-from runtime.errors import UserError
+from runtime.errors import ArtifactError, UserError
+from runtime.spec import PrecisionPlan
 from tests.helpers_onnx import small_spec, write_onnx
 
 
@@ -46,8 +50,12 @@ BAD_ARGUMENTS = [
     ("--onnx free.onnx", "free.onnx: the file has no fixed canvas: expected images of a fixed size"),
     ("--onnx int8.onnx --precision int8", "the file says INT8 and has no Q/DQ nodes, so it was edited"),
     ("--onnx half.onnx --precision fp32", "half.onnx: --precision is fp32, but the file is FP16 already"),
-    ("--precision fp8", "--precision is 'fp8': expected one of fp32, fp16, int8, best"),
-    ("--precision int8", "the INT8 calibration (calib/) has quantised, which this version does not do yet"),
+    ("--precision fp8", "--precision is 'fp8': expected one of fp32, fp16, int8, mixed, best"),
+    ("--precision mixed", "quantise the FP32 file with `python calib/calibrate.py --precision mixed`"),
+    (
+        "--precision int8",
+        "quantise the FP32 file with `python calib/calibrate.py --precision int8` and build",
+    ),
     ("--precision fp16", "the model has no edgercnn.RpnProposals"),
     ("--target jetson", "--target is 'jetson': expected one of tensorrt, rtx"),
     ("--target tensorrt", "TensorRT builds on the GPU that the plan is for, and this machine has none"),
@@ -110,3 +118,20 @@ def test_the_record_keeps_the_options_that_shape_a_plan_and_no_paths():
     with pytest.raises(UserError, match="--dla is not for TensorRT-RTX"):
         BuildOptions(dla=0).check_flavour("tensorrt_rtx")
     BuildOptions(dla=0).check_flavour("tensorrt")
+
+
+def test_what_a_calibrated_file_is():
+    """INT8 for a CPU is refused; a plan without INT8 needs no Q/DQ nodes, one with INT8 does."""
+    plan = PrecisionPlan("tensorrt", "mse", 32, "0" * 64, int8=("a/Conv",), fp16=(), fp32=("b/Conv",))
+    none_int8 = dataclasses.replace(plan, int8=(), fp16=("a/Conv",))
+    spec = small_spec(height=64, width=96).replace(precision="mixed", precision_plan=plan)
+    quantized = ModelProto()
+    quantized.graph.node.append(helper.make_node("QuantizeLinear", ["x", "scale"], ["y"]))
+    assert own_precision(quantized, spec) == "mixed"
+    assert own_precision(quantized, spec.replace(precision="int8")) == "int8"
+    assert own_precision(ModelProto(), spec.replace(precision_plan=none_int8)) == "mixed"
+    with pytest.raises(ArtifactError, match="no Q/DQ nodes, so it was edited"):
+        own_precision(ModelProto(), spec)
+    for_cpu = spec.replace(precision="int8", precision_plan=dataclasses.replace(plan, flavour="cpu"))
+    with pytest.raises(UserError, match="INT8 for ONNX Runtime on a CPU"):
+        own_precision(quantized, for_cpu)
