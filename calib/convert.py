@@ -18,7 +18,7 @@ from calib.fp16 import check_result, read_fp32_model, with_types, write_fp16
 from calib.groups import Group, find_groups, weighted_layers
 from calib.int8 import Range, split_dequantisers, write_int8
 from calib.quantisers import place_quantisers
-from runtime.spec import PrecisionPlan
+from runtime.precision_plan import PrecisionPlan
 
 INT8, FP16, FP32 = "int8", "fp16", "fp32"
 LOWEST = {"fp16": FP16, "int8": INT8, "mixed": INT8}  # --precision: what a layer is to become

@@ -10,13 +10,12 @@ Shapes: none; a read is (index of a node, position of its input).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from onnx import GraphProto
 
-from calib.dense_part import DOMAIN, producers
+from calib.dense_part import producers
 
 SAME_VALUES = ("MaxPool", "Resize")  # nearest: what comes out went in, so that it passes in INT8 (Resize, MaxPool)
 FLAVOURS = ("tensorrt", "cpu")
@@ -140,9 +139,3 @@ def _place_for_cpu(flow: _Flow, layers: set[int], placed: Quantisers) -> None:
             placed.add(node.input[0], [(index, 0)])
             placed.add(node.output[0], flow.readers.get(node.output[0], []))
             placed.alike[node.output[0]] = node.input[0]
-
-
-def describe_quantisers(placed: Quantisers, graph: GraphProto) -> dict[str, int]:
-    """How many quantised reads each kind of node has, for reports."""
-    ops = [graph.node[index] for reads in placed.reads.values() for index, _ in reads]
-    return dict(Counter(f"{DOMAIN}.{node.op_type}" if node.domain else node.op_type for node in ops))

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from calib.groups import node_indices
-from calib.quantisers import describe_quantisers, place_quantisers
+from calib.quantisers import place_quantisers
 from tests.calib.graphs import graph_of, layers_with_weights, node
 
 PASSING = ("Resize", "MaxPool")
@@ -82,7 +82,8 @@ def test_tensorrt_quantises_before_the_resizes_of_the_fpn(calibrated):
 def test_description_counts_reads_by_kind(calibrated_demo):
     source = calibrated_demo.source
     placed = place_quantisers(source.model.graph, all_layers(source), "tensorrt")
-    assert describe_quantisers(placed, source.model.graph) == {"Conv": 49, "Gemm": 2, "Add": 8, "Resize": 2}
+    readers = Counter(source.model.graph.node[index].op_type for reads in placed.reads.values() for index, _ in reads)
+    assert readers == {"Conv": 49, "Gemm": 2, "Add": 8, "Resize": 2}
 
 
 RESIDUAL = [

@@ -15,7 +15,7 @@ from export.engine_options import BuildOptions, parse_workspace
 from runtime.backends import tensorrt_library
 from runtime.command import run_command
 from runtime.errors import ArtifactError, UserError
-from runtime.spec import PrecisionPlan
+from runtime.precision_plan import PrecisionPlan
 from tests.helpers_onnx import small_spec, write_onnx
 
 
