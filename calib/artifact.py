@@ -51,3 +51,8 @@ def element_types(graph: GraphProto) -> dict[str, int]:
     values = [*graph.input, *graph.output, *graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     return {**types, **{item.name: item.data_type for item in graph.initializer}}
+
+
+def megabytes(path: Path) -> str:
+    """The size of a file, `5.9 MB`."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"

@@ -21,7 +21,7 @@ import argparse
 
 import onnx
 
-from calib.artifact import load_model, spec_of_model
+from calib.artifact import load_model, megabytes, spec_of_model
 from calib.convert import INT8, Source, convert, read_source
 from calib.cost import DEVICES
 from calib.harm import Judge, measuring_images
@@ -187,11 +187,6 @@ def open_judge(source: Source, images: CalibrationImages, arguments: argparse.Na
 def say(line: str) -> None:
     """One line of the report, at once."""
     print(line, flush=True)
-
-
-def megabytes(path: Path) -> str:
-    """`5.9 MB`."""
-    return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

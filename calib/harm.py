@@ -14,7 +14,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from calib.artifact import element_types, spec_of_model
-from calib.images import CalibrationImages
+from calib.images import CalibrationImages, spread_evenly
 from calib.rounding import round_like_gpu
 from runtime.backends.onnxruntime import CPU, OnnxRuntimeBackend
 from runtime.backends.onnxruntime_sessions import load_onnxruntime, session_options
@@ -75,7 +75,7 @@ class Judge:
 
     def fewer(self, count: int) -> Judge:
         """A judge over `count` of the images, evenly spread, which gives no standard error: quick, to rank layers."""
-        chosen = _spread(range(len(self.images)), count)
+        chosen = spread_evenly(range(len(self.images)), count)
         if not any((~self.images.images[index].is_crowd).any() for index in chosen):
             return self
         judge = copy.copy(self)
@@ -180,18 +180,13 @@ def measuring_images(images: CalibrationImages, count: int, class_names: Sequenc
     """
     if images.annotations is not None:
         rest = images.rest.images if images.rest is not None else ()
-        taken = _spread(rest, count)
-        taken += _spread(images.annotations.images, count - len(taken))
+        taken = spread_evenly(rest, count)
+        taken += spread_evenly(images.annotations.images, count - len(taken))
         if any((~image.is_crowd).any() for image in taken):
-            return dataclasses.replace(images.annotations, images=taken), True
-    listed = tuple(_plain_image(number, path) for number, path in enumerate(_spread(images.paths, count), 1))
+            return dataclasses.replace(images.annotations, images=tuple(taken)), True
+    listed = tuple(_plain_image(number, path) for number, path in enumerate(spread_evenly(images.paths, count), 1))
     categories = tuple(range(1, len(class_names) + 1))
     return CocoAnnotations(images.paths[0].parent, listed, tuple(class_names), categories, 0, 0), False
-
-
-def _spread(items: Sequence, count: int) -> tuple:
-    taken = min(count, len(items))
-    return tuple(items[index * len(items) // taken] for index in range(taken))
 
 
 def _plain_image(number: int, path: object) -> CocoImage:

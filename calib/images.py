@@ -97,9 +97,9 @@ def read_calibration_images(
     annotations = _annotations(data, folder, class_names)
     if annotations is None:
         assert data is not None
-        return _checked(_spread_evenly(_files(data, folder), count), None, None, force)
+        return _checked(spread_evenly(_files(data, folder), count), None, None, force)
     images = sorted(annotations.images, key=lambda image: image.file_name)
-    chosen = _spread_evenly(images, count)
+    chosen = spread_evenly(images, count)
     ids = {image.image_id for image in chosen}
     left = tuple(image for image in images if image.image_id not in ids)
     return _checked(
@@ -149,7 +149,7 @@ def _files(data: Path, folder: Path | None) -> list[Path]:
     return files
 
 
-def _spread_evenly(items: Sequence, count: int) -> list:
+def spread_evenly(items: Sequence, count: int) -> list:
     """`count` of the items, in order, at even distances; all of them where there are no more."""
     total = len(items)
     return [items[index * total // count] for index in range(count)] if total > count else list(items)

@@ -26,13 +26,12 @@ from calib.convert import Source, convert, read_source
 from calib.harm import Judge, points
 from calib.images import CalibrationImages, read_calibration_images
 from calib.measure import RangeRule, measure
-from calib.report import write_json
 from calib.sensitivity import Job
 from calib.thresholds import METHODS
 from runtime.command import command_parser, run_command
 from runtime.evaluate import evaluation_data
 from runtime.evaluation import check_class_names
-from runtime.files import check_writable
+from runtime.files import check_writable, write_json
 from runtime.metrics import load_pycocotools
 from runtime.plan import file_sha256
 from runtime.tables import format_table
@@ -107,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         if judge is None:
             judge = Judge(source.model, measured_on, annotated=True, threads=arguments.threads)
         rows[row_key(variant)] = {"fp32_ap": judge.ap, **row_of(variant, source, images, judge, arguments.threads)}
-        write_json(arguments.output, {**facts, "rows": rows})
+        write_json(arguments.output, {**facts, "rows": rows}, indent=2)
         print(f"measured {' '.join(variant.cells)}: AP {rows[row_key(variant)]['ap']:.4f}", flush=True)
     ordered = [rows[row_key(one)] for one in variants]
     name = spec_of_model(source.model).architecture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from calib.convert import FP16, FP32, INT8
 from calib.cost import BYTES, Cost, Device, mix_seconds
 from calib.harm import Harm, points
 from calib.sensitivity import Job
-from runtime.files import atomic_output
 from runtime.plots import INK, save_figure, subplots
 from runtime.tables import format_table
 
@@ -99,9 +97,3 @@ def write_sensitivity_picture(path: Path, harms: Mapping[str, Harm], assignment:
     axis.set_title(title, loc="left", fontsize=10)
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=9)
     save_figure(figure, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content`, whole or not at all."""
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

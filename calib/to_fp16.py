@@ -21,7 +21,7 @@ import argparse
 import onnx
 from onnx import ModelProto
 
-from calib.artifact import load_model, spec_of_model
+from calib.artifact import load_model, megabytes, spec_of_model
 from calib.fp16 import convert_to_fp16, count_precisions
 from calib.rounding import round_like_gpu
 from runtime.command import command_parser, run_command
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     model = load_model(arguments.onnx)
     half = convert_to_fp16(model)
     print(f"fp16     {arguments.onnx}: {_contents(half)}", flush=True)
-    _write(half, output, f"was {_megabytes(arguments.onnx)}")
+    _write(half, output, f"was {megabytes(arguments.onnx)}")
     if arguments.rounded:
         _write(round_like_gpu(half), arguments.rounded, "for measuring on a CPU")
     return 0
@@ -76,17 +76,13 @@ def _check_outputs(arguments: argparse.Namespace, output: Path) -> None:
 def _write(model: ModelProto, path: Path, note: str) -> None:
     with atomic_output(path) as temporary:
         onnx.save(model, temporary)
-    print(f"wrote    {path} ({_megabytes(path)}, {note}; spec {spec_of_model(model).digest()[:12]})", flush=True)
+    print(f"wrote    {path} ({megabytes(path)}, {note}; spec {spec_of_model(model).digest()[:12]})", flush=True)
 
 
 def _contents(model: ModelProto) -> str:
     counts = count_precisions(model)
     kept = ", ".join(f"{count} {name}" for name, count in sorted(counts.fp32.items()))
     return f"{counts.fp16} nodes in FP16, {sum(counts.fp32.values())} in FP32 ({kept}), {counts.casts} casts"
-
-
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from calib.report import (
     sensitivity_rows,
     sensitivity_table,
     time_sentence,
-    write_json,
     write_sensitivity_picture,
 )
 from calib.sensitivity import Found, Job, measure_sensitivity, rank_groups, search_mix
 from calib.table import format_calibration_table
-from runtime.files import atomic_output
+from runtime.files import atomic_output, write_json
 
 RANKING_IMAGES = 40  # enough to rank layers by how their detections differ
 REPORT, PICTURE = "calibration.json", "sensitivity.png"
@@ -96,7 +95,7 @@ class Work:
             "search": [{"groups_kept": kept, "ap_drop": drop} for kept, drop in found.tried],
             "sensitivity": self.rows,
         }
-        write_json(folder / REPORT, content)
+        write_json(folder / REPORT, content, indent=2)
         written = REPORT
         if self.harms and charts:
             name = spec_of_model(self.source.model).architecture

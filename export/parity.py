@@ -20,7 +20,6 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 
 import argparse
 import contextlib
-import json
 from collections.abc import Sequence
 
 from export.parity_artifacts import Artifact, artifact_paths, open_artifacts
@@ -33,7 +32,7 @@ from export.parity_tolerances import LEVELS, tolerance_for
 from runtime.command import command_parser, run_command
 from runtime.errors import ParityError, RunError, UserError
 from runtime.evaluation import check_class_names
-from runtime.files import atomic_output, check_writable
+from runtime.files import atomic_output, check_writable, write_json
 from runtime.metrics import load_pycocotools
 from runtime.plots import load_matplotlib
 
@@ -151,8 +150,7 @@ def write_files(
         "stage_pictures": min(arguments.stage_images, len(data.pictures)),
         "pairs": [pair_mapping(result) for result in results],
     }
-    with atomic_output(written[0]) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(written[0], content, indent=2)
     if not arguments.no_html:
         written.append(arguments.output / HTML_NAME)
         names = [results[0].reference.name, *(result.candidate.name for result in results)]

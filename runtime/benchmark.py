@@ -21,7 +21,6 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 
 import argparse
 import contextlib
-import json
 import tempfile
 from collections.abc import Sequence
 
@@ -32,7 +31,7 @@ from runtime.benchmark_setup import Setup, choose_setup, load_peers, open_engine
 from runtime.benchmark_start import Entry, Start, measure_starts
 from runtime.command import command_parser, run_command
 from runtime.errors import ParityError, UserError
-from runtime.files import atomic_output, check_writable
+from runtime.files import check_writable, write_json
 from runtime.hardware import CpuWatch, physical_cores
 from runtime.plots import load_matplotlib, write_bars
 from runtime.progress import progress_bar
@@ -93,8 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     ratios = [speed_ratio(timings[0], reference) for reference in timings[1:]]
     print(report(setup, timings, ratios, agreements, starts, arguments.threads, others))
     content = to_mapping(setup, timings, ratios, agreements, starts, arguments, others)
-    with atomic_output(arguments.output) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(arguments.output, content, indent=2)
     written = [str(arguments.output)]
     if not arguments.no_charts:
         written.append(str(draw_chart(content, arguments.output)))

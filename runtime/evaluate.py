@@ -17,10 +17,8 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 
 import argparse
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 
@@ -36,7 +34,7 @@ from runtime.evaluation import (
     held_out_images,
 )
 from runtime.evaluation_report import Measured, report
-from runtime.files import atomic_output, check_writable
+from runtime.files import atomic_output, check_writable, write_json
 from runtime.metrics import check_objects, evaluate_records, load_pycocotools
 from runtime.mistakes import draw_sheet, worst_images
 from runtime.plots import load_matplotlib, write_precision_recall
@@ -200,7 +198,7 @@ def write_files(results: Sequence[Measured], annotations: CocoAnnotations, argum
     """Numbers, COCO results, charts and sheets, into the output folder; says where they are."""
     folder: Path = arguments.output
     for one in results:
-        _write_json(folder / f"detections-{one.name}.json", one.records)
+        write_json(folder / f"detections-{one.name}.json", one.records)
         if not arguments.no_charts:
             write_precision_recall(folder / f"precision-recall-{one.name}.png", one.evaluation, one.name)
         if arguments.worst:
@@ -221,7 +219,7 @@ def write_files(results: Sequence[Measured], annotations: CocoAnnotations, argum
         for one in results
     ]
     data = {"annotations": str(annotations.file), "images": len(annotations), "classes": list(annotations.class_names)}
-    _write_json(folder / "evaluation.json", {"data": data, "score": arguments.score, "artifacts": artifacts}, indent=2)
+    write_json(folder / "evaluation.json", {"data": data, "score": arguments.score, "artifacts": artifacts}, indent=2)
     kinds = ["detections"] + ([] if arguments.no_charts else ["curves"]) + (["worst images"] if arguments.worst else [])
     print(f"\nnumbers, {', '.join(kinds)}: {folder}")
 
@@ -242,11 +240,6 @@ def check_difference(results: Sequence[Measured], limit: float | None) -> None:
                 f"{one.artifact} has AP {one.evaluation.ap:.4f}, {first.artifact} has {first.evaluation.ap:.4f}: the "
                 f"difference {difference:.4f} is above --max-difference {limit:g}; export the artifact again."
             )
-
-
-def _write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import OutputError
 
@@ -42,6 +44,12 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write `content` as JSON, whole or not at all; NaN is a bug of ours (ValueError)."""
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:

@@ -22,15 +22,9 @@ from runtime.detections import Detections
 from runtime.detector import open_detector
 from runtime.errors import RunError, UserError
 from runtime.evaluation import detect_images, evaluate_detector
+from tests.helpers_detections import HALF_OF_A, A, detections
 
-A, B, C = (10.0, 10.0, 50.0, 50.0), (100.0, 10.0, 140.0, 50.0), (10.0, 100.0, 50.0, 140.0)
-HALF_OF_A = (10.0, 10.0, 50.0, 30.0)  # IoU with A: 0.5
-
-
-def detections(*rows: tuple[tuple[float, ...], float, int]) -> Detections:
-    boxes = np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4)
-    scores = np.array([score for _, score, _ in rows], np.float32)
-    return Detections(boxes, scores, np.array([label for _, _, label in rows], np.int32), ("a", "b", "c"))
+B, C = (100.0, 10.0, 140.0, 50.0), (10.0, 100.0, 50.0, 140.0)
 
 
 NOTHING = detections()

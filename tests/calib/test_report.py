@@ -18,7 +18,6 @@ from calib.report import (
     sensitivity_rows,
     sensitivity_table,
     time_sentence,
-    write_json,
     write_sensitivity_picture,
 )
 from calib.sensitivity import Job, rank_groups
@@ -112,13 +111,3 @@ def test_the_picture_grows_with_the_groups(tmp_path):
         write_sensitivity_picture(tmp_path / f"{name}.png", shown, dict.fromkeys(shown, INT8), "t")
     few, many = (cv2.imread(str(tmp_path / f"{name}.png")).shape[0] for name in ("few", "many"))
     assert many > 3 * few
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "report.json"
-    write_json(path, {"a": [1, 0.5]})
-    assert json.loads(path.read_text()) == {"a": [1, 0.5]}
-    with pytest.raises(ValueError):
-        write_json(path, {"a": float("nan")})
-    assert json.loads(path.read_text()) == {"a": [1, 0.5]}
-    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]

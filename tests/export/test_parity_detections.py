@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 
 from export.parity_detections import compare_detections, report_of
-from runtime.detections import Detections
 from runtime.errors import ParityError
 from runtime.spec import DetectorSpec
+from tests.helpers_detections import HALF_OF_A, A, detections, moved
 from tests.helpers_spec import spec_mapping
 
 RULE = dataclasses.replace(
@@ -20,19 +19,7 @@ RULE = dataclasses.replace(
     nms_threshold=0.5,
     max_detections=4,
 )
-A = (10.0, 10.0, 50.0, 50.0)
 FAR = (200.0, 200.0, 260.0, 280.0)
-HALF_OF_A = (10.0, 10.0, 50.0, 30.0)  # IoU with A is exactly 0.5
-
-
-def detections(*rows: tuple[tuple[float, ...], float, int]) -> Detections:
-    boxes = np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4)
-    scores = np.array([score for _, score, _ in rows], np.float32)
-    return Detections(boxes, scores, np.array([label for _, _, label in rows], np.int32), ("a", "b", "c"))
-
-
-def moved(box: tuple[float, ...], by: float) -> tuple[float, ...]:
-    return tuple(side + by for side in box)
 
 
 # name, reference, candidate, (matched, missed, extra, borderline)

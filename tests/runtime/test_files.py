@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import OutputError
-from runtime.files import atomic_output, cache_folder, check_writable, locked
+from runtime.files import atomic_output, cache_folder, check_writable, locked, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,3 +191,13 @@ def test_a_lock_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"), locked(tmp_path / "file" / "folder"):
         pass
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": [1, 0.5]})
+    assert json.loads(path.read_text()) == {"a": [1, 0.5]}
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": [1, 0.5]}
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]

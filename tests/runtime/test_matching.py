@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.boxes import iou_matrix
 from runtime.detections import Detections
 from runtime.matching import match_detections
-
-A = (10.0, 10.0, 50.0, 50.0)
-HALF_OF_A = (10.0, 10.0, 50.0, 30.0)  # IoU with A is exactly 0.5
-
-
-def detections(*rows: tuple[tuple[float, ...], float, int]) -> Detections:
-    boxes = np.array([box for box, _, _ in rows], np.float32).reshape(-1, 4)
-    scores = np.array([score for _, score, _ in rows], np.float32)
-    return Detections(boxes, scores, np.array([label for _, _, label in rows], np.int32), ("a", "b", "c"))
-
-
-def moved(box: tuple[float, ...], by: float) -> tuple[float, ...]:
-    return tuple(side + by for side in box)
+from tests.helpers_detections import HALF_OF_A, A, detections, moved
 
 
 def test_the_best_overlap_wins_whatever_the_order():
