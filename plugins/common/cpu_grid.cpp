@@ -5,6 +5,7 @@
 // switches. A fault and the end of a block switch back to the launching function.
 #include "common/cpu_grid.h"
 
+#include <memory>
 #include <numeric>
 #include <vector>
 

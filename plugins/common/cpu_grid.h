@@ -23,7 +23,6 @@
 #error "cpu_grid.h is for g++; under nvcc device.h takes CUDA's own headers"
 #endif
 
-#include <memory>  // before __noinline__ is a macro, since it says __attribute__((__noinline__))
 #include <type_traits>
 
 #include "common/abi.h"
@@ -37,7 +36,6 @@
 #define __constant__ static
 #define __shared__ static thread_local
 #define __forceinline__ __inline__ __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 
 namespace edgercnn {
