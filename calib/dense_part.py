@@ -3,7 +3,7 @@
 The graph, with the custom nodes of domain `edgercnn` as landmarks:
 
     images -> convolutions, FPN -> RPN convolution -> [last RPN convolutions] -> RpnProposals -> rois
-                               \\-> PyramidRoiAlign -> box head -> [last Gemms] -> BoxDetections
+                               \\-> pooling of rois -> box head -> [last Gemms] -> BoxDetections
 
 The dense part starts at the first convolution (what may come before it prepares pixels) and ends before the brackets:
 the last layers in front of RpnProposals and BoxDetections make coordinates, and scores that are ranked.

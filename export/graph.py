@@ -16,7 +16,7 @@ import onnx
 import torch
 from onnx import ModelProto
 
-from export.fold import fold_batch_norms
+from export.fold import fold_batch_norms, fold_two_scores
 from export.metadata import write_metadata
 from export.passes import clean_graph
 from export.translation import DOMAIN, OP_TYPES, translation_table
@@ -49,9 +49,9 @@ def build_graph(model: FasterRcnn, spec: DetectorSpec, *, batch: int | None = No
         opset: of the standard operators.
     """
     folded = copy.deepcopy(model).cpu().eval()
-    num_folded = fold_batch_norms(folded)
+    changes = {"batch norms folded": fold_batch_norms(folded), "two scores folded": fold_two_scores(folded)}
     model_proto = _traced(folded, spec, batch, opset)
-    changes = {"batch norms folded": num_folded, **clean_graph(model_proto)}
+    changes |= clean_graph(model_proto)
     model_proto = append_bodies(model_proto)
     write_metadata(model_proto, spec)
     return BuiltGraph(model_proto, changes)

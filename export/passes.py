@@ -169,6 +169,8 @@ def _is_default(node: NodeProto, attribute: onnx.AttributeProto, version: int) -
     value = helper.get_attribute_value(attribute)
     if default.type != onnx.AttributeProto.UNDEFINED:
         return value == helper.get_attribute_value(default)
+    if attribute.name not in ("dilations", "strides", "pads"):
+        return False
     return (attribute.name, *set(value)) in {("dilations", 1), ("strides", 1), ("pads", 0)}
 
 

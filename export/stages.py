@@ -3,6 +3,8 @@
 `StagedDetector` is what both forms can do, a checkpoint (export/stages_torch.py) and an ONNX file
 (export/stages_onnx.py). Everything between stages is a NumPy array of one image.
 
+A detector without an FPN (C4) has no stages of it: its one feature level is its one backbone stage.
+
 Shapes: S backbone stages, L feature levels, A anchors per cell, C channels, R rois, K classes, P pooled size, D rows.
 """
 
@@ -50,7 +52,7 @@ class StagedDetector(Protocol):
         ...
 
     def pyramid(self, stages: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """S backbone stages -> L feature levels [1, C, H, W], finest first."""
+        """S backbone stages -> L feature levels [1, C, H, W], finest first; without an FPN they are the stages."""
         ...
 
     def region_head(self, levels: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -87,10 +89,11 @@ class StagedDetector(Protocol):
 class StageValues:
     """What the stages of one detector gave for one image: L levels of each list, R rows of `pooled` and `head`.
 
-    proposals: float32 [number, 4], as this detector makes them. rois, num_rois: those that pooling and the head worked
-    on, which may be another detector's.
+    levels: of the FPN; without one the stages, once more. proposals: float32 [number, 4], as this detector makes them.
+    rois, num_rois: those that pooling and the head worked on, which may be another detector's.
     """
 
+    has_fpn: bool
     prepared: NetworkInput
     stages: list[np.ndarray]
     levels: list[np.ndarray]
@@ -106,7 +109,7 @@ class StageValues:
     def tensors(self) -> dict[str, np.ndarray]:
         """The numbers of every stage but sets of boxes, by the keys of `stages_of`; without the rows of padding."""
         found = {"images": self.prepared.images, "im_info": self.prepared.im_info}
-        found |= _numbered("backbone", self.stages) | _numbered("fpn", self.levels)
+        found |= _numbered("backbone", self.stages) | _numbered("fpn", self.levels if self.has_fpn else [])
         found |= _numbered("objectness", self.objectness) | _numbered("deltas", self.deltas)
         rows = dict(zip(("pooled", "class_logits", "box_deltas"), (self.pooled, *self.head), strict=True))
         return found | {key: values[: int(self.num_rois[0])] for key, values in rows.items()}
@@ -118,7 +121,7 @@ def stages_of(spec: DetectorSpec) -> list[Stage]:
     A level that departs is then the first that could.
     """
     levels, merged = range(spec.backbone.num_levels), len(spec.backbone.returned_stages)
-    top_down = [*reversed(range(merged)), *range(merged, len(levels))]
+    top_down = [*reversed(range(merged)), *range(merged, len(levels))] if has_fpn(spec) else []
     return [
         Stage("images", "preprocessing: images", PREPROCESSING),
         Stage("im_info", "preprocessing: im_info", PREPROCESSING),
@@ -134,6 +137,11 @@ def stages_of(spec: DetectorSpec) -> list[Stage]:
     ]
 
 
+def has_fpn(spec: DetectorSpec) -> bool:
+    """Whether the backbone's stages are merged into feature levels."""
+    return spec.backbone.fpn_channels is not None
+
+
 def run_from_image(detector: StagedDetector, prepared: NetworkInput) -> StageValues:
     """The whole detector, stage after stage, each on what the one before gave; `prepared` holds one image."""
     stages: list[np.ndarray] = []
@@ -146,7 +154,20 @@ def run_from_image(detector: StagedDetector, prepared: NetworkInput) -> StageVal
     head = detector.box_head(pooled)
     outputs = detector.decode(rois, num_rois, *head, prepared.im_info)
     proposals = rois[0, : int(num_rois[0])]
-    return StageValues(prepared, stages, levels, objectness, deltas, proposals, rois, num_rois, pooled, head, outputs)
+    return StageValues(
+        has_fpn(detector.spec),
+        prepared,
+        stages,
+        levels,
+        objectness,
+        deltas,
+        proposals,
+        rois,
+        num_rois,
+        pooled,
+        head,
+        outputs,
+    )
 
 
 def run_alone(detector: StagedDetector, given: StageValues) -> StageValues:
@@ -156,6 +177,7 @@ def run_alone(detector: StagedDetector, given: StageValues) -> StageValues:
     objectness, deltas = detector.region_head(given.levels)
     rois, num_rois = detector.propose(info, given.objectness, given.deltas)
     return StageValues(
+        given.has_fpn,
         given.prepared,
         stages=[detector.backbone_stage(level, sources[level]) for level in range(len(given.stages))],
         levels=detector.pyramid(given.stages),

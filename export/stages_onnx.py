@@ -1,8 +1,9 @@
 """The stages of an ONNX file: sub-models cut out of its graph, run by ONNX Runtime on the CPU.
 
 Where to cut is found by landmarks: what the custom nodes read and make, the FPN's lateral convolutions by name, and the
-RPN's convolutions back from its outputs. FP16 and INT8 files keep these values; what they put between a value and its
-reader (Cast, QuantizeLinear, DequantizeLinear) belongs to the stage that reads.
+RPN's convolutions back from its outputs, which in a detector without an FPN begin at the backbone's stage. FP16 and
+INT8 files keep these values; what they put between a value and its reader (Cast, QuantizeLinear, DequantizeLinear)
+belongs to the stage that reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from calib.artifact import element_types
 from calib.dense_part import DOMAIN, is_weighted, producers
 from export.graph import INPUT_NAMES
+from export.stages import has_fpn
 from export.stages_cut import cut_model
 from runtime.backends.base import RawOutputs
 from runtime.backends.onnxruntime import CPU, load_onnxruntime
@@ -26,6 +28,7 @@ from runtime.errors import ArtifactError, RunError, first_line
 from runtime.spec import DetectorSpec
 
 CONVERSIONS = ("Cast", "QuantizeLinear", "DequantizeLinear")
+POOLING_NODES = {"pyramid_roi_align": "PyramidRoiAlign", "roi_max_pool": "RoiMaxPool"}
 INNER_BLOCK = "backbone/fpn/inner_blocks/{level}/"  # nodes of the lateral convolution of a backbone stage
 ADVICE = "expected a detector as export/to_onnx.py and calib/ write it; export it again"
 
@@ -73,6 +76,8 @@ class OnnxStages:
 
     def pyramid(self, stages: Sequence[np.ndarray]) -> list[np.ndarray]:
         """S backbone stages -> L feature levels."""
+        if not has_fpn(self.spec):
+            return list(stages)
         return self._run(dict(zip(self.landmarks.stages, stages, strict=True)), self.landmarks.levels)
 
     def region_head(self, levels: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -152,15 +157,18 @@ def find_landmarks(graph: GraphProto, spec: DetectorSpec) -> Landmarks:
     Raises:
         ArtifactError: a landmark is missing.
     """
-    propose, pool, decode = (_only(graph, name) for name in ("RpnProposals", "PyramidRoiAlign", "BoxDetections"))
+    pooling = POOLING_NODES[spec.roi_pooling.op]
+    propose, pool, decode = (_only(graph, name) for name in ("RpnProposals", pooling, "BoxDetections"))
     levels = spec.backbone.num_levels
     raw = [source_of(graph, name) for name in propose.input[1:]]
     if len(raw) != 2 * levels:
         raise ArtifactError(f"RpnProposals reads {len(raw)} maps, and the spec has {levels} levels: {ADVICE}.")
     depth = spec.rpn.conv_depth + 1
+    maps = [_behind_layers(graph, name, depth) for name in raw[:levels]]
+    laterals = range(len(spec.backbone.returned_stages)) if has_fpn(spec) else ()
     marks = Landmarks(
-        stages=[_lateral_source(graph, level) for level in range(len(spec.backbone.returned_stages))],
-        levels=[_behind_layers(graph, name, depth) for name in raw[:levels]],
+        stages=[_lateral_source(graph, level) for level in laterals] or maps,
+        levels=maps,
         objectness=raw[:levels],
         deltas=raw[levels:],
         rois=(propose.output[0], propose.output[1]),
@@ -170,7 +178,7 @@ def find_landmarks(graph: GraphProto, spec: DetectorSpec) -> Landmarks:
     )
     foreign = [name for name in marks.pooled_levels if name not in marks.levels]
     if foreign:
-        raise ArtifactError(f"PyramidRoiAlign reads {foreign[0]}, which is no level of the RPN: {ADVICE}.")
+        raise ArtifactError(f"{pooling} reads {foreign[0]}, which is no level of the RPN: {ADVICE}.")
     return marks
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
 from plugins.box_detections.torch_op import box_detections
-from plugins.pyramid_roi_align.torch_op import pyramid_roi_align
 from runtime.backends.base import RawOutputs
 from runtime.spec import DetectorSpec
 from training.models.detectors import FasterRcnn
@@ -42,7 +41,8 @@ class TorchStages:
     @torch.inference_mode()
     def pyramid(self, stages: Sequence[np.ndarray]) -> list[np.ndarray]:
         """S backbone stages -> L feature levels."""
-        return [_array(level) for level in self.model.backbone.fpn(_tensors(stages))]
+        fpn = self.model.backbone.fpn
+        return list(stages) if fpn is None else [_array(level) for level in fpn(_tensors(stages))]
 
     @torch.inference_mode()
     def region_head(self, levels: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -63,8 +63,7 @@ class TorchStages:
     @torch.inference_mode()
     def pool(self, rois: np.ndarray, levels: Sequence[np.ndarray]) -> np.ndarray:
         """RoI features."""
-        pooled_levels = self.model._pooled_levels(_tensors(levels))
-        return _array(pyramid_roi_align(torch.from_numpy(rois), pooled_levels, *self.model._pooling_rule()))
+        return _array(self.model._pool(torch.from_numpy(rois), _tensors(levels)))
 
     @torch.inference_mode()
     def box_head(self, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +86,7 @@ class TorchStages:
 
 
 def _body_stages(model: FasterRcnn) -> list[nn.Sequential]:
-    """The backbone's modules, in runs that end with a stage which enters the FPN."""
+    """The backbone's modules, in runs that end with a stage which is a feature level or enters the FPN."""
     body = model.backbone.body
     assert isinstance(body, IntermediateLayerGetter), f"a backbone of another form: {type(body).__name__}"
     runs: list[list[nn.Module]] = [[]]

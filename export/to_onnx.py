@@ -3,6 +3,8 @@
     python export/to_onnx.py                                  the demo's weights -> model.onnx
     python export/to_onnx.py --weights runs/mine/best.pt      your own
     python export/to_onnx.py --weights torchvision:fasterrcnn_resnet50_fpn --size 800x1344
+    python export/to_onnx.py --weights torchvision:fasterrcnn_resnet50_fpn=tuned.pth --class-names names.txt
+    python export/to_onnx.py --weights detectron2:model_final_b275ba.pkl --size 800x1344
 
 The file runs in ONNX Runtime as it is (`python runtime/run_video.py --engine model.onnx`); its custom nodes carry
 bodies in standard operators. Inputs: images float32 [B, 3, H, W] and im_info float32 [B, 4], as runtime/preprocess.py
@@ -31,10 +33,12 @@ from export.graph import build_graph, check_graph
 from export.parity_detections import ParityReport
 from export.verify import Picture, default_pictures, read_pictures, verify_file
 from export.weights import DEMO_WEIGHTS, load_weights
+from runtime.class_names import read_class_names
 from runtime.command import command_parser, run_command
 from runtime.errors import OutputError, UserError
 from runtime.files import atomic_output, check_writable
 from runtime.spec import DetectorSpec
+from training.foreign_weights import FORMS
 from training.models.detectors import FasterRcnn
 
 OPSETS = (18, 19, 20, 21)
@@ -48,8 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     parser.add_argument(
         "--weights",
-        metavar="PATH|torchvision:NAME|random:NAME",
+        metavar=f"PATH|{FORMS}|random:NAME",
         help=f"checkpoint to export (default: assets/{DEMO_WEIGHTS.name}); random: made up, for benchmarks",
+    )
+    parser.add_argument(
+        "--class-names", type=Path, metavar="FILE", help="one name per line, for weights of others that carry none"
     )
     parser.add_argument("--output", type=Path, default=Path("model.onnx"), help="file to write")
     parser.add_argument(
@@ -70,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     batch, size = _batch(arguments.batch), parse_size(arguments.size)
     _check_arguments(arguments)
     pictures = read_pictures(arguments.verify_on or ())
-    model, spec = load_weights(arguments.weights)
+    class_names = None if arguments.class_names is None else read_class_names(arguments.class_names)
+    model, spec = load_weights(arguments.weights, class_names)
     name = arguments.weights or f"assets/{DEMO_WEIGHTS.name}"
     weights = sum(parameter.numel() for parameter in model.parameters())
     say = partial(print, flush=True)

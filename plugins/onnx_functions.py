@@ -24,8 +24,8 @@ def append_bodies(model: ModelProto) -> ModelProto:
     The body of PyramidRoiAlign is the one that is fast for the sizes of the features, where the model states them.
 
     Raises:
-        ValueError: an op type or opset that has no body, two nodes of one type with different numbers of inputs (a
-            function has one list of inputs), or a PyramidRoiAlign whose number of samples depends on the roi.
+        ValueError: an op type or opset that has no body, or two nodes of one type that need different bodies: other
+            numbers of inputs (a function has one list of inputs), or samples fixed here and adaptive there.
     """
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < LOWEST_OPSET:
@@ -57,8 +57,21 @@ def _body(op_type: str, nodes: Sequence[NodeProto], shapes: Mapping[str, Sequenc
         return rpn_proposals.function_body((counts[0] - 1) // 2, opset)
     if op_type == "PyramidRoiAlign":
         cells = max(sum(math.prod(shapes.get(name, UNKNOWN)[2:]) for name in node.input[1:]) for node in nodes)
+        if _is_adaptive(nodes):
+            return pyramid_roi_align.adaptive_body(counts[0] - 1, opset)
         return pyramid_roi_align.function_body(counts[0] - 1, opset, cells <= pyramid_roi_align.MOST_DENSE_CELLS)
     return (roi_max_pool if op_type == "RoiMaxPool" else box_detections).function_body(opset)
+
+
+def _is_adaptive(nodes: Sequence[NodeProto]) -> bool:
+    """Whether PyramidRoiAlign takes as many samples as a roi has feature px in a bin."""
+    ratios = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "sampling_ratio"]
+    if len({ratio == 0 for ratio in ratios}) > 1:
+        raise ValueError(
+            f"PyramidRoiAlign nodes with sampling_ratio {sorted(set(ratios))}: one model can hold fixed numbers of "
+            "samples or adaptive ones, export them as two models"
+        )
+    return 0 in ratios
 
 
 def _known_shapes(graph: GraphProto) -> dict[str, list[float]]:
@@ -84,9 +97,3 @@ def _edgercnn_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 def _check(node: NodeProto) -> None:
     if node.op_type not in OP_TYPES:
         raise ValueError(f"node {node.name!r} has op type {DOMAIN}.{node.op_type}, there are {', '.join(OP_TYPES)}")
-    for attribute in node.attribute:
-        if attribute.name == "sampling_ratio" and attribute.i < 1:
-            raise ValueError(
-                f"node {node.name!r} has sampling_ratio {attribute.i}: the ONNX body needs a fixed number of samples, "
-                "1 or more; set it in the specification (torchvision's models have 2)"
-            )

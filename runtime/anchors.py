@@ -15,16 +15,19 @@ from runtime.spec import AnchorSpec
 
 
 def base_anchors(spec: AnchorSpec) -> list[np.ndarray]:
-    """Anchors around the origin of a cell, float32 [A, 4] per level: for each aspect ratio, each size.
+    """Anchors around the origin of a cell, float32 [A, 4] per level, in the spec's order.
 
-    Corners are rounded half to even, as torch.round and np.round do.
+    Where corners are rounded, then half to even, as torch.round and np.round do.
     """
     anchors = []
     for sizes, ratios in zip(spec.sizes, spec.aspect_ratios, strict=True):
         height_ratios = np.sqrt(np.asarray(ratios, np.float32))[:, None]
         heights = (height_ratios * np.asarray(sizes, np.float32)).reshape(-1)  # [ratios, sizes] -> [A]
         widths = (np.float32(1) / height_ratios * np.asarray(sizes, np.float32)).reshape(-1)
-        anchors.append(np.round(np.stack([-widths, -heights, widths, heights], axis=1) / np.float32(2)))
+        cells = np.stack([-widths, -heights, widths, heights], axis=1) / np.float32(2)
+        if spec.order == "size_major":
+            cells = cells.reshape(len(ratios), len(sizes), 4).swapaxes(0, 1).reshape(-1, 4)
+        anchors.append(np.round(cells) if spec.rounding == "half_even" else cells)
     return anchors
 
 

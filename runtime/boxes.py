@@ -52,9 +52,9 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """Intersection over union, float32 [Na, Nb]; 0 where neither box has an area (torchvision gives NaN)."""
-    boxes_a, boxes_b = boxes_a.astype(np.float32), boxes_b.astype(np.float32)
+def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray, dtype: type[np.floating] = np.float32) -> np.ndarray:
+    """Intersection over union, `dtype` [Na, Nb]; 0 where neither box has an area (torchvision gives NaN)."""
+    boxes_a, boxes_b = boxes_a.astype(dtype), boxes_b.astype(dtype)
     top_left = np.maximum(boxes_a[:, None, :2], boxes_b[None, :, :2])
     bottom_right = np.minimum(boxes_a[:, None, 2:], boxes_b[None, :, 2:])
     intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=2)  # [Na, Nb]

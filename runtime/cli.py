@@ -14,11 +14,16 @@ from runtime.errors import BackendUnavailableError, UserError
 # name: (module with main(argv), what it does)
 COMMANDS = {
     "train": ("training.train", "train a detector"),
+    "distill": ("training.distill", "train a small detector that also learns from a larger one"),
+    "prune": ("training.prune", "take the least important channels out of a detector"),
     "qat": ("training.quantise", "fine-tune a detector for INT8"),
+    "anchors": ("training.anchor_statistics", "how anchors fit a data set, and which would fit better"),
+    "check-data": ("training.data.validate", "list every fault of a data set before training on it"),
     "export": ("export.to_onnx", "turn a checkpoint into one ONNX file"),
     "build": ("export.build_engine", "build a TensorRT plan from the ONNX file"),
     "run": ("runtime.run_video", "run a detector on a video, images, a camera or a stream"),
     "eval": ("runtime.evaluate", "mAP of a detector on a data set"),
+    "recall": ("export.recall", "recall of a detector's region proposals on a data set"),
     "bench": ("runtime.benchmark", "latency of a detector"),
     "parity": ("export.parity", "compare two artifacts stage by stage"),
     "calibrate": ("calib.calibrate", "write FP16 or INT8 into an ONNX file, measured on images"),

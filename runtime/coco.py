@@ -8,125 +8,60 @@ Ref: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from runtime.errors import AnnotationError, SourceError
+from runtime.annotated_images import MAX_SIDE, BoxRow, CocoAnnotations, CocoImage, image_from_rows
+from runtime.annotation_faults import AnnotationFault, DuplicateBoxes, Findings
 from runtime.json_values import is_number, kind_of, shown, stays_inside
 
-MAX_SIDE = 1 << 16  # px; larger images are taken for a mistake in the file
+__all__ = ["MAX_SIDE", "CocoAnnotations", "CocoImage", "read_coco"]
+
+ImageEntry = tuple[str, int, int]  # file name, height, width
+TWICE = "duplicate-id"
+LARGEST_AREA = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True)
-class CocoImage:
-    """One image and its boxes, which lie inside it and have an area.
-
-    image_id: the file's own id. path: where the picture should be (not opened when the annotations are read).
-    boxes_xyxy: float32 [N,4]. class_ids: int64 [N], 0..K-1. is_crowd: bool [N].
-    areas: float32 [N], px^2, of the object's outline where the file gives it, else of the clipped box.
-    """
-
-    image_id: int
-    file_name: str
-    path: Path
-    height: int
-    width: int
-    boxes_xyxy: np.ndarray
-    class_ids: np.ndarray
-    is_crowd: np.ndarray
-    areas: np.ndarray
-
-    def read(self) -> np.ndarray:
-        """The picture, uint8 [height, width, 3] BGR.
-
-        Raises:
-            SourceError: it is missing, no picture, or of another size than the annotations say.
-        """
-        if not self.path.is_file():
-            raise SourceError(f"no image {self.path}: check the image folder that goes with the annotations.")
-        try:
-            frame = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
-        except cv2.error:
-            frame = None
-        if frame is None:
-            raise SourceError(f"cannot read {self.path} as an image: expected JPEG, PNG or another format of OpenCV's.")
-        if frame.shape[:2] != (self.height, self.width):
-            raise SourceError(
-                f"{self.path} is {frame.shape[1]}x{frame.shape[0]} px, but its annotations say "
-                f"{self.width}x{self.height}: correct the annotations or use the image they were made for."
-            )
-        return frame
-
-
-@dataclass(frozen=True)
-class CocoAnnotations:
-    """A checked annotation file.
-
-    images: in the file's order, those without boxes too. class_names: [K] by ascending category id.
-    category_ids: [K], the file's id of each class. clipped, dropped: how many boxes reached out of their image and were
-    cut, and how many had no area (left) and were left out.
-    """
-
-    file: Path
-    images: tuple[CocoImage, ...]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    clipped: int
-    dropped: int
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __iter__(self) -> Iterator[CocoImage]:
-        return iter(self.images)
-
-    def category_id(self, class_id: int) -> int:
-        """0-based class id -> the file's category id."""
-        return self.category_ids[class_id]
-
-    def class_id(self, category_id: int) -> int:
-        """The file's category id -> 0-based class id."""
-        return self.category_ids.index(category_id)
-
-
-def read_coco(file: str | Path, image_folder: str | Path | None = None) -> CocoAnnotations:
+def read_coco(
+    file: str | Path, image_folder: str | Path | None = None, findings: Findings | None = None
+) -> CocoAnnotations:
     """Reads and checks an annotation file; the images are looked for in image_folder, or beside the file.
 
+    Args:
+        findings: where faults go; None: the first is raised.
     Raises:
         AnnotationError: one sentence that names the file and the entry at fault.
     """
-    return _Reader(Path(file)).read(Path(file).parent if image_folder is None else Path(image_folder))
+    reader = _Reader(Path(file), findings or Findings())
+    return reader.read(Path(file).parent if image_folder is None else Path(image_folder))
 
 
 class _Reader:
-    """Turns one file into CocoAnnotations; its methods raise AnnotationError with the file's name in front."""
+    """Turns one file into CocoAnnotations; its methods raise AnnotationFault with the file's name in front."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, findings: Findings) -> None:
         self.file = file
-        self.clipped = 0
-        self.dropped = 0
+        self.findings = findings
 
     def read(self, image_folder: Path) -> CocoAnnotations:
         document = self.load()
         categories = self.categories(document["categories"])
         class_of = {category: index for index, category in enumerate(sorted(categories))}
         images = self.images(document["images"])
-        boxes = self.boxes(document["annotations"], images, class_of)
+        rows = self.objects(document["annotations"], images, class_of)
         return CocoAnnotations(
             file=self.file,
             images=tuple(
-                _image(image_id, *images[image_id], folder=image_folder, rows=boxes.get(image_id, []))
-                for image_id in images
+                image_from_rows(image_id, entry[0], image_folder / entry[0], entry[1:], rows.get(image_id, []))
+                for image_id, entry in images.items()
+                if entry is not None
             ),
             class_names=tuple(categories[category] for category in sorted(categories)),
             category_ids=tuple(sorted(categories)),
-            clipped=self.clipped,
-            dropped=self.dropped,
+            clipped=self.findings.clipped,
+            dropped=self.findings.dropped,
         )
 
     def load(self) -> dict[str, list[Any]]:
@@ -135,116 +70,153 @@ class _Reader:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise self.error(f"cannot be read ({reason}); give a JSON file in COCO format") from error
+            raise self.unreadable(f"cannot be read ({reason}); give a JSON file in COCO format") from error
         if not text.strip():
-            raise self.error("is empty; give a JSON file in COCO format")
+            raise self.unreadable("is empty; give a JSON file in COCO format")
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise self.error(f"is no valid JSON ({error}); it may be cut off: copy or export it again") from error
+            raise self.unreadable(f"is no valid JSON ({error}); it may be cut off: copy or export it again") from error
         if not isinstance(document, dict):
-            raise self.error(f"holds a {kind_of(document)}, expected an object with images, annotations and categories")
+            raise self.unreadable(
+                f"holds a {kind_of(document)}, expected an object with images, annotations and categories"
+            )
         for key in ("images", "annotations", "categories"):
             if key not in document:
-                raise self.error(f'has no "{key}"; a COCO file holds images, annotations and categories')
+                raise self.unreadable(f'has no "{key}"; a COCO file holds images, annotations and categories')
             if not isinstance(document[key], list):
-                raise self.error(f'has a {kind_of(document[key])} as "{key}", expected a list')
+                raise self.unreadable(f'has a {kind_of(document[key])} as "{key}", expected a list')
         return document
 
     def categories(self, entries: list[Any]) -> dict[int, str]:
         """Category id -> name."""
         names: dict[int, str] = {}
         for index, entry in enumerate(entries):
-            where = f"categories[{index}]"
-            category, name = self.whole(entry, "id", where), self.text(entry, "name", where)
-            if category in names:
-                raise self.error(f"{where}: id {category} appears twice; give every category its own id")
-            if name in names.values():
-                raise self.error(f'{where}: name "{name}" appears twice; give every category its own name')
-            names[category] = name
+            with self.findings:
+                where = f"categories[{index}]"
+                category, name = self.whole(entry, "id", where), self.text(entry, "name", where)
+                if category in names:
+                    raise self.error(f"{where}: id {category} appears twice; give every category its own id", TWICE)
+                if name in names.values():
+                    raise self.error(f'{where}: name "{name}" appears twice; give every category its own name', TWICE)
+                names[category] = name
         if not names:
-            raise self.error("has no categories; list at least one")
+            raise self.unreadable("has no categories; list at least one")
         return names
 
-    def images(self, entries: list[Any]) -> dict[int, tuple[str, int, int]]:
-        """Image id -> (file name, height, width)."""
-        images: dict[int, tuple[str, int, int]] = {}
+    def images(self, entries: list[Any]) -> dict[int, ImageEntry | None]:
+        """Image id -> its entry; None for one at fault, when faults are collected."""
+        images: dict[int, ImageEntry | None] = {}
         for index, entry in enumerate(entries):
-            where = f"images[{index}]"
-            image_id, name = self.whole(entry, "id", where), self.text(entry, "file_name", where)
-            height, width = self.whole(entry, "height", where), self.whole(entry, "width", where)
-            if image_id in images:
-                raise self.error(f"{where}: id {image_id} appears twice; give every image its own id")
-            if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-                raise self.error(f"{where}: size {width}x{height}, expected sides from 1 to {MAX_SIDE} px")
-            if not stays_inside(name):
-                raise self.error(
-                    f"{where}: file_name {name!r} leads out of the image folder; use a relative path inside it"
-                )
-            images[image_id] = (name, height, width)
+            with self.findings:
+                where = f"images[{index}]"
+                image_id = self.whole(entry, "id", where)
+                if image_id in images:
+                    raise self.error(f"{where}: id {image_id} appears twice; give every image its own id", TWICE)
+                images[image_id] = None  # until the rest of it is found to be good
+                images[image_id] = self.image(entry, where)
         return images
 
-    def boxes(
-        self, entries: list[Any], images: dict[int, tuple[str, int, int]], class_of: dict[int, int]
-    ) -> dict[int, list[tuple[float, ...]]]:
-        """Image id -> rows (x1, y1, x2, y2, class id, is crowd, area)."""
-        rows: dict[int, list[tuple[float, ...]]] = {}
+    def image(self, entry: dict[str, Any], where: str) -> ImageEntry:
+        name = self.text(entry, "file_name", where)
+        height, width = self.whole(entry, "height", where), self.whole(entry, "width", where)
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+            raise self.error(f"{where}: size {width}x{height}, expected sides from 1 to {MAX_SIDE} px")
+        if not stays_inside(name):
+            raise self.error(
+                f"{where}: file_name {name!r} leads out of the image folder; use a relative path inside it"
+            )
+        return name, height, width
+
+    def objects(
+        self, entries: list[Any], images: dict[int, ImageEntry | None], class_of: dict[int, int]
+    ) -> dict[int, list[BoxRow]]:
+        """Image id -> its objects."""
+        rows: dict[int, list[BoxRow]] = {}
+        twice: dict[int, DuplicateBoxes] = {}
         seen: set[int] = set()
         for index, entry in enumerate(entries):
             where = f"annotations[{index}]"
-            annotation, image_id = self.whole(entry, "id", where), self.whole(entry, "image_id", where)
-            category = self.whole(entry, "category_id", where)
-            if annotation in seen:
-                raise self.error(f"{where}: id {annotation} appears twice; give every annotation its own id")
-            if image_id not in images:
-                raise self.error(
-                    f"{where}: image_id {image_id} is not among the images; add the image or remove the entry"
-                )
-            if category not in class_of:
-                raise self.error(
-                    f"{where}: category_id {category} is not among the categories; add it or remove the entry"
-                )
-            seen.add(annotation)
-            crowd = entry.get("iscrowd", 0)
-            if crowd not in (0, 1):
-                raise self.error(f"{where}: iscrowd is {crowd!r}, expected 0 or 1")
-            box = self.inside(self.box(entry, where), images[image_id])
-            if box is None:
+            image_id, row = None, None
+            if not isinstance(entry, dict):
+                with self.findings:
+                    raise self.error(f"{where} is a {kind_of(entry)}, expected an object")
                 continue
-            area = self.area(entry, where, box)
-            rows.setdefault(image_id, []).append((*box, class_of[category], crowd, area))
+            with self.findings:
+                self.own_id(entry, where, seen)
+            with self.findings:
+                image_id = self.image_of(entry, where, images)
+            with self.findings:
+                row = self.object(entry, where, None if image_id is None else images[image_id], class_of)
+            if image_id is not None and row is not None:
+                rows.setdefault(image_id, []).append(row)
+                twice.setdefault(image_id, DuplicateBoxes(self.findings)).add(row, self.file, where)
         return rows
+
+    def own_id(self, entry: Any, where: str, seen: set[int]) -> None:
+        annotation = self.whole(entry, "id", where)
+        if annotation in seen:
+            raise self.error(f"{where}: id {annotation} appears twice; give every annotation its own id", TWICE)
+        seen.add(annotation)
+
+    def image_of(self, entry: dict[str, Any], where: str, images: dict[int, ImageEntry | None]) -> int:
+        image_id = self.whole(entry, "image_id", where)
+        if image_id not in images:
+            raise self.error(
+                f"{where}: image_id {image_id} is not among the images; add the image or remove the entry",
+                "label-without-image",
+            )
+        return image_id
+
+    def object(
+        self, entry: dict[str, Any], where: str, image: ImageEntry | None, class_of: dict[int, int]
+    ) -> BoxRow | None:
+        """One annotation; None if nothing of its box is left, or, when faults are collected, its class is unknown."""
+        class_id, box, crowd = None, None, self.crowd(entry, where)
+        with self.findings:
+            class_id = self.class_of(entry, where, class_of)
+        if image is None:  # a fault of its own
+            return None
+        x, y, width, height = self.box(entry, where)
+        box = self.findings.clipped_box((x, y, x + width, y + height), image[1:], self.file, where)
+        if box is None or class_id is None:
+            return None
+        return BoxRow(box, class_id, self.area(entry, where, box), crowd)
+
+    def class_of(self, entry: dict[str, Any], where: str, class_of: dict[int, int]) -> int:
+        category = self.whole(entry, "category_id", where)
+        if category not in class_of:
+            raise self.error(
+                f"{where}: category_id {category} is not among the categories; add it or remove the entry",
+                "unknown-class",
+            )
+        return class_of[category]
+
+    def crowd(self, entry: dict[str, Any], where: str) -> bool:
+        crowd = entry.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise self.error(f"{where}: iscrowd is {crowd!r}, expected 0 or 1")
+        return bool(crowd)
 
     def box(self, entry: dict[str, Any], where: str) -> tuple[float, float, float, float]:
         """(x, y, width, height) of one entry."""
         value = self.value(entry, "bbox", where)
         if not isinstance(value, list) or len(value) != 4 or not all(is_number(number) for number in value):
-            raise self.error(f"{where}: bbox is {shown(value)}, expected four finite numbers x, y, width, height")
+            raise self.error(
+                f"{where}: bbox is {shown(value)}, expected four finite numbers x, y, width, height", "box-not-finite"
+            )
         x, y, width, height = (float(number) for number in value)
         if width < 0 or height < 0:
-            raise self.error(f"{where}: bbox {shown(value)} has a negative size; it is x, y, width, height")
+            raise self.error(
+                f"{where}: bbox {shown(value)} has a negative size; it is x, y, width, height", "negative-size"
+            )
         return x, y, width, height
-
-    def inside(
-        self, box: tuple[float, float, float, float], image: tuple[str, int, int]
-    ) -> tuple[float, float, float, float] | None:
-        """Clips (x, y, width, height) to the image; xyxy in float32's precision, or None where no area is left."""
-        x, y, box_width, box_height = box
-        _, height, width = image
-        x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + box_width, width), min(y + box_height, height)
-        clipped = tuple(float(np.float32(min(max(side, -1.0), MAX_SIDE + 1.0))) for side in (x1, y1, x2, y2))
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            self.dropped += 1
-            return None
-        if x < 0 or y < 0 or x + box_width > width or y + box_height > height:
-            self.clipped += 1
-        return clipped  # type: ignore[return-value]
 
     def area(self, entry: dict[str, Any], where: str, box: tuple[float, float, float, float]) -> float:
         """The entry's area, or its clipped box's."""
         if "area" not in entry:
             return (box[2] - box[0]) * (box[3] - box[1])
-        if not is_number(entry["area"]) or not 0 <= float(entry["area"]) < float(np.finfo(np.float32).max):
+        if not is_number(entry["area"]) or not 0 <= float(entry["area"]) < LARGEST_AREA:
             raise self.error(f"{where}: area is {shown(entry['area'])}, expected a finite number of at least 0")
         return float(entry["area"])
 
@@ -267,22 +239,8 @@ class _Reader:
             raise self.error(f"{where}: {key} is {shown(value)}, expected a text that is not empty")
         return value
 
-    def error(self, what: str) -> AnnotationError:
-        return AnnotationError(f"{self.file} {what}.")
+    def unreadable(self, what: str) -> AnnotationFault:
+        return self.error(what, "unreadable-annotations")
 
-
-def _image(
-    image_id: int, name: str, height: int, width: int, *, folder: Path, rows: list[tuple[float, ...]]
-) -> CocoImage:
-    table = np.array(rows, np.float64).reshape(-1, 7)
-    return CocoImage(
-        image_id=image_id,
-        file_name=name,
-        path=folder / name,
-        height=height,
-        width=width,
-        boxes_xyxy=table[:, :4].astype(np.float32),
-        class_ids=table[:, 4].astype(np.int64),
-        is_crowd=table[:, 5].astype(bool),
-        areas=table[:, 6].astype(np.float32),
-    )
+    def error(self, what: str, kind: str = "wrong-value") -> AnnotationFault:
+        return AnnotationFault(kind, self.file, what)

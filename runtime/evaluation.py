@@ -1,4 +1,9 @@
-"""Runs a detector, of whatever artifact, over annotated images and measures what it found."""
+"""Runs a detector, of whatever artifact, over annotated images and measures what it found.
+
+The images can be shared between processes, and the numbers are those of one process, bit for bit: each of `world` runs
+`detect_images(..., shard=(rank, world))`, and one of them measures `merge_shards` of all answers. Whole batches are
+dealt out, so that every image is in the batch, and on the canvas, that it has in one process.
+"""
 
 from __future__ import annotations
 
@@ -64,16 +69,44 @@ def detect_images(
     *,
     batch: int = 1,
     title: str = "evaluating",
+    shard: tuple[int, int] = (0, 1),
 ) -> list[Detections]:
-    """The detector's answers on all images, in their order, with a progress bar; raises as `evaluate_detector`."""
-    starts = range(0, len(annotations), batch)
+    """The detector's answers, one per image, with a progress bar; raises as `evaluate_detector`.
+
+    Args:
+        shard: (rank, world), 0 <= rank < world: of the batches 0, 1, 2, ... of all images, those numbered
+            rank, rank + world, ... and no others; none if there are fewer. By default all images, in their order.
+    """
+    rank, world = shard
+    assert 0 <= rank < world, shard
+    starts = range(rank * batch, len(annotations), world * batch)
     found: list[Detections] = []
     for start in progress(starts, len(starts), title, "image" if batch == 1 else "batch"):
-        frames = [image.read() for image in annotations.images[start : start + batch]]
-        found += detector(frames)
-        if start == 0:
-            check_class_names(found[0].class_names, annotations)
+        answers = detector([image.read() for image in annotations.images[start : start + batch]])
+        if not found:
+            check_class_names(answers[0].class_names, annotations)
+        found += answers
     return found
+
+
+def shard_images(count: int, shard: tuple[int, int], batch: int = 1) -> list[int]:
+    """Which of `count` images, 0 to count - 1, are those of `shard` (rank, world); see `detect_images`."""
+    rank, world = shard
+    starts = range(rank * batch, count, world * batch)
+    return [index for start in starts for index in range(start, min(start + batch, count))]
+
+
+def merge_shards(parts: Sequence[Sequence[Detections]], *, batch: int = 1) -> list[Detections]:
+    """What `detect_images` gives for all images, from what it gave for the shards of rank 0, 1, ..., world - 1.
+
+    Args:
+        batch: that of `detect_images`.
+    """
+    lengths = [len(part) for part in parts]
+    world = len(parts)
+    assert lengths == [len(shard_images(sum(lengths), (rank, world), batch)) for rank in range(world)], lengths
+    starts = range(0, max(lengths), batch)
+    return [found for start in starts for part in parts for found in part[start : start + batch]]
 
 
 def check_class_names(class_names: Sequence[str], annotations: CocoAnnotations) -> None:

@@ -1,4 +1,4 @@
-"""Questions to values from a JSON file that may come from anywhere."""
+"""Questions to values from a JSON file that may come from anywhere, and how NaN goes into one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def nan_as_none(value: Any) -> Any:
+    """`value` for a JSON file, which knows no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def kind_of(value: Any) -> str:

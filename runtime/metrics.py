@@ -1,5 +1,8 @@
 """COCO's detection metrics of any detector, computed by pycocotools.
 
+COCO knows crowds, and no difficult objects: those that Pascal VOC marks so are ordinary objects here, to be found like
+the others (runtime/voc_metrics.py ignores them, as VOC does).
+
 Shapes: K classes, N detections of one image, 101 recall thresholds 0, 0.01, ..., 1.
 Ref: https://cocodataset.org/#detection-eval (AP is the mean over IoU 0.50:0.05:0.95 and over the classes).
 """
@@ -10,13 +13,14 @@ import contextlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from runtime.coco import CocoAnnotations, CocoImage
 from runtime.errors import AnnotationError, BackendUnavailableError
+from runtime.json_values import nan_as_none
 
 MEASURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
 IOU_50, IOU_75 = 0, 5  # positions in pycocotools' IoU thresholds
@@ -29,9 +33,11 @@ Record = dict[str, Any]  # one entry of a COCO results file
 
 @dataclass(frozen=True, eq=False)
 class ClassEvaluation:
-    """Metrics of one class, NaN where the data has no object of it (`objects` leaves crowds out).
+    """Metrics of one class, NaN where the data has no object of it or of that size (`objects` leaves crowds out).
 
-    best_f1: the highest F1 at IoU 0.5 that a score threshold can reach; best_score: that threshold.
+    ap, ap50, ap75, ap_small, ap_medium, ap_large: as in Evaluation. ar1, ar10, ar: average recall with 1, 10 and 100
+    detections per image at most. best_f1: the highest F1 at IoU 0.5 that a score threshold can reach; best_score: that
+    threshold.
     precision50, precision75: float64 [101], interpolated precision at RECALLS for IoU 0.5 and 0.75.
     """
 
@@ -39,6 +45,11 @@ class ClassEvaluation:
     ap: float
     ap50: float
     ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar1: float
+    ar10: float
     ar: float
     objects: int
     detections: int
@@ -49,8 +60,8 @@ class ClassEvaluation:
 
     def to_mapping(self) -> dict[str, Any]:
         """The numbers for a JSON file; NaN becomes None, curves are left out."""
-        names = ("name", "ap", "ap50", "ap75", "ar", "objects", "detections", "best_f1", "best_score")
-        return {name: _json_value(getattr(self, name)) for name in names}
+        names = [one.name for one in fields(self) if not one.name.startswith("precision")]
+        return {name: nan_as_none(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +87,7 @@ class Evaluation:
 
     def to_mapping(self) -> dict[str, Any]:
         """The numbers for a JSON file; NaN becomes None."""
-        mapping = {name: _json_value(getattr(self, name)) for name in (*MEASURES, "images", "detections")}
+        mapping = {name: nan_as_none(getattr(self, name)) for name in (*MEASURES, "images", "detections")}
         return {**mapping, "per_class": [one.to_mapping() for one in self.per_class]}
 
 
@@ -113,14 +124,18 @@ def evaluate_records(records: Sequence[Record], annotations: CocoAnnotations) ->
     )
 
 
-def check_objects(annotations: CocoAnnotations) -> None:
-    """See that there is something to be found.
+def check_objects(annotations: CocoAnnotations, *, difficult: bool = True) -> None:
+    """See that there is something to be found: an object that is no crowd and, unless `difficult`, not difficult.
 
     Raises:
         AnnotationError: there is not.
     """
     if not any((~image.is_crowd).any() for image in annotations):
         raise AnnotationError(f"{annotations.file} has no boxes: AP needs at least one annotated object.")
+    if not difficult and not any((~(image.is_crowd | image.is_difficult)).any() for image in annotations):
+        raise AnnotationError(
+            f"all boxes of {annotations.file} are difficult or crowds: recall needs other objects too."
+        )
 
 
 def load_pycocotools() -> tuple[Any, Any]:
@@ -141,7 +156,8 @@ def load_pycocotools() -> tuple[Any, Any]:
 
 def _class_evaluation(result: Any, index: int, annotations: CocoAnnotations) -> ClassEvaluation:
     """Metrics of class `index` out of a finished COCOeval."""
-    precision = result.eval["precision"][:, :, index, ALL, AT_100]  # [T, 101]
+    by_size = result.eval["precision"][:, :, index, :, AT_100]  # [T, 101, 4]
+    precision, recall = by_size[..., ALL], result.eval["recall"][:, index, ALL]  # [T, 101] and [T, 3]
     category = annotations.category_ids[index]
     best_f1, best_score = _best_operating_point(result, index)
     return ClassEvaluation(
@@ -149,7 +165,12 @@ def _class_evaluation(result: Any, index: int, annotations: CocoAnnotations) -> 
         ap=_mean(precision),
         ap50=_mean(precision[IOU_50]),
         ap75=_mean(precision[IOU_75]),
-        ar=_mean(result.eval["recall"][:, index, ALL, AT_100]),
+        ap_small=_mean(by_size[..., SMALL]),
+        ap_medium=_mean(by_size[..., MEDIUM]),
+        ap_large=_mean(by_size[..., LARGE]),
+        ar1=_mean(recall[:, AT_1]),
+        ar10=_mean(recall[:, AT_10]),
+        ar=_mean(recall[:, AT_100]),
         objects=sum(int(((image.class_ids == index) & ~image.is_crowd).sum()) for image in annotations),
         detections=sum(one["category_id"] == category for one in result.cocoDt.dataset["annotations"]),
         best_f1=best_f1,
@@ -224,7 +245,3 @@ def _mean(values: np.ndarray) -> float:
     """Mean of what is not -1, pycocotools' mark for "no object"; NaN if nothing is left."""
     present = values[values > -1]
     return float(present.mean()) if present.size else math.nan
-
-
-def _json_value(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Charts beside the numbers: precision-recall curves, benchmark bars, and what other charts begin and end with.
+"""Charts beside the numbers: curves of precision and recall, benchmark bars, and what other charts begin and end with.
 
 Drawn with matplotlib, off screen.
 """
@@ -6,7 +6,8 @@ Drawn with matplotlib, off screen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,75 @@ import numpy as np
 from runtime.errors import BackendUnavailableError
 from runtime.files import atomic_output
 from runtime.metrics import RECALLS, ClassEvaluation, Evaluation
+from runtime.recall import ProposalRecall
+from runtime.voc_metrics import ELEVEN_RECALLS, VocClassEvaluation, VocEvaluation
 
 BLUE, ORANGE, GREY, INK = "#1f6fb4", "#e07b00", "#b9c0c7", "#33383d"
+CURVES = (BLUE, ORANGE, "#2a8f5b", "#9a4fb0", "#b03a48")  # one colour per artifact
+STYLES = ("-", (0, (4, 1.5)), ":")
 MAX_PANELS = 24  # more classes: those with the lowest AP are shown
 
 
 def write_precision_recall(path: Path, evaluation: Evaluation, title: str) -> None:
-    """A PNG with one panel per class, its curves at IoU 0.5 and 0.75 and its best operating point.
+    """A PNG with one panel per class, COCO's curves at IoU 0.5 and 0.75 and its best operating point.
 
     Raises:
         BackendUnavailableError: matplotlib is not installed.
         OutputError: the path cannot be written.
     """
+    heading = f"{title}: AP {evaluation.ap:.3f}, AP50 {evaluation.ap50:.3f}, AP75 {evaluation.ap75:.3f}"
     classes = [one for one in evaluation.per_class if one.objects > 0]
-    note = ""
-    if len(classes) > MAX_PANELS:
-        classes = sorted(classes, key=lambda one: one.ap)[:MAX_PANELS]
-        note = f", the {MAX_PANELS} classes of lowest AP"
-    columns = min(len(classes), 3 if len(classes) <= 9 else 6)
-    rows = math.ceil(len(classes) / columns)
-    figure, grid = subplots(rows, columns, (3.0 * columns + 0.4, 2.5 * rows + 1.1))
-    panels = grid.flatten().tolist()
-    for panel, one in zip(panels, classes):
-        _draw_class(panel, one)
-    for panel in panels[len(classes) :]:
-        panel.set_visible(False)
-    for panel in grid[:, 0]:
-        panel.set_ylabel("precision", color=INK)
-    for column in range(columns):
-        lowest = max(row for row in range(rows) if row * columns + column < len(classes))
-        grid[lowest, column].set_xlabel("recall", color=INK)
-    figure.suptitle(f"{title}: AP {evaluation.ap:.3f}, AP50 {evaluation.ap50:.3f}, AP75 {evaluation.ap75:.3f}{note}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    _write_panels(path, heading, classes, _draw_class)
+
+
+def write_voc_precision_recall(path: Path, evaluation: VocEvaluation, title: str) -> None:
+    """A PNG with one panel per class: precision as measured, as VOC 2010 makes it monotone, at VOC 2007's recalls.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+        OutputError: the path cannot be written.
+    """
+    means = f"VOC mAP {evaluation.map:.3f}, VOC07 mAP {evaluation.map07:.3f}"
+    classes = [one for one in evaluation.per_class if one.objects > 0]
+    assert classes, "no class has an object that is not difficult"
+    _write_panels(path, f"{title}: {means} at IoU {evaluation.iou_threshold:g}", classes, _draw_voc_class)
+
+
+def write_recall(
+    path: Path, results: Mapping[str, ProposalRecall], ious: Sequence[float], counts: Sequence[int]
+) -> None:
+    """A PNG with two panels: recall over the number of proposals at `ious`, and over the IoU with `counts` proposals.
+
+    Args:
+        results: by the names for the legend; `ious` and `counts` are among those measured.
+
+    Raises:
+        BackendUnavailableError: matplotlib is not installed.
+        OutputError: the path cannot be written.
+    """
+    figure, grid = subplots(1, 2, (9.6, 4.4), share_x=False)
+    by_count, by_iou = grid[0]
+    ticks: set[int] = set()
+    for index, (color, (name, one)) in enumerate(zip(cycle(CURVES), results.items())):
+        ticks |= set(one.counts)
+        line = {"color": color, "linewidth": max(1.0, 3.0 - 0.9 * index)}  # equal curves show as one inside the other
+        for style, iou in zip(cycle(STYLES), ious):
+            values = one.recall[:, one.ious.index(iou)]
+            by_count.plot(
+                one.counts, values, linestyle=style, marker="o", markersize=3, label=f"{name}, {iou:g}", **line
+            )
+        for style, count in zip(cycle(STYLES), counts):
+            row = one.counts.index(count)
+            label = f"{name}, {count}: AR {one.average[row]:.3f}"
+            by_iou.plot(one.ious, one.recall[row], linestyle=style, label=label, **line)
+    by_count.set_xscale("log")
+    by_count.set_xticks(sorted(ticks), [str(count) for count in sorted(ticks)])
+    by_count.minorticks_off()
+    by_count.set(xlabel="proposals per image", ylabel="recall", ylim=(0, 1.02))
+    by_iou.set(xlabel="IoU threshold")
+    for panel, title in ((by_count, "artifact, IoU threshold"), (by_iou, "artifact, proposals per image")):
+        panel.grid(color="#e6e9ec")
+        panel.legend(title=title, title_fontsize=7, fontsize=7, frameon=False)
     save_figure(figure, path)
 
 
@@ -113,17 +151,54 @@ def _draw_class(panel: Any, one: ClassEvaluation) -> None:
     if one.best_f1 > 0:
         text = f"best F1 at IoU 0.5: {one.best_f1:.2f}\nwith scores from {one.best_score:.2f}"
         panel.text(0.05, 0.07, text, fontsize=8, color=INK)
+    _title_class(panel, one)
+
+
+def _draw_voc_class(panel: Any, one: VocClassEvaluation) -> None:
+    monotone = np.maximum.accumulate(one.precision[::-1])[::-1]
+    panel.plot(one.recall, one.precision, color=GREY, linewidth=1.0, label="as measured")
+    edges = np.append(0.0, one.recall), np.append(monotone[:1] if len(monotone) else 0.0, monotone)
+    panel.step(*edges, where="pre", color=BLUE, linewidth=1.8, label="2010 and later")
+    eleven = [monotone[one.recall >= least].max(initial=0.0) for least in ELEVEN_RECALLS]
+    panel.plot(ELEVEN_RECALLS, eleven, color=ORANGE, linestyle="", marker="o", markersize=4, label="2007")
+    _title_class(panel, one)
+
+
+def _title_class(panel: Any, one: ClassEvaluation | VocClassEvaluation) -> None:
     panel.set_title(f"{one.name}   AP {one.ap:.3f}   {one.objects} objects", fontsize=9, loc="left", color=INK)
     panel.set(xlim=(0, 1.02), ylim=(0, 1.04))
     panel.grid(color="#e6e9ec")
 
 
-def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
+def _write_panels(path: Path, title: str, classes: Sequence[Any], draw: Callable[[Any, Any], None]) -> None:
+    """A PNG with the precision-recall panels of up to MAX_PANELS classes, those of lowest AP, drawn by `draw`."""
+    if len(classes) > MAX_PANELS:
+        classes = sorted(classes, key=lambda one: one.ap)[:MAX_PANELS]
+        title += f", the {MAX_PANELS} classes of lowest AP"
+    columns = min(len(classes), 3 if len(classes) <= 9 else 6)
+    rows = math.ceil(len(classes) / columns)
+    figure, grid = subplots(rows, columns, (3.0 * columns + 0.4, 2.5 * rows + 1.1))
+    panels = grid.flatten().tolist()
+    for panel, one in zip(panels, classes):
+        draw(panel, one)
+    for panel in panels[len(classes) :]:
+        panel.set_visible(False)
+    for panel in grid[:, 0]:
+        panel.set_ylabel("precision", color=INK)
+    for column in range(columns):
+        lowest = max(row for row in range(rows) if row * columns + column < len(classes))
+        grid[lowest, column].set_xlabel("recall", color=INK)
+    figure.suptitle(title)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
+
+
+def subplots(rows: int, columns: int, size: tuple[float, float], *, share_x: bool = True) -> tuple[Any, np.ndarray]:
     """A figure with rows x columns axes, without matplotlib's global state; axes come as an array [rows, columns]."""
     figure_class, canvas_class = load_matplotlib()
     figure = figure_class(figsize=size, dpi=130, layout="constrained")
     canvas_class(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=True)
     for axis in axes.flatten():
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)

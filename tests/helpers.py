@@ -15,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from runtime.preprocess import preprocess
 from runtime.spec import DetectorSpec
 from training.models.detectors import FasterRcnn
+from training.models.rpn import TwoScores
 
 
 def random_frame(seed: int, height: int, width: int) -> np.ndarray:
@@ -66,7 +67,7 @@ def spread_weights(model: FasterRcnn, seed: int) -> FasterRcnn:
             outputs = [_outputs_of(layer, model, images, im_info) for layer, _ in last_layers]
             for (layer, spread), output in zip(last_layers, outputs, strict=True):
                 layer.weight *= spread / output.std(dim=0).mean()
-                layer.bias.copy_(-output.mean(dim=0) * spread / output.std(dim=0).mean())
+                _set_bias(layer, -output.mean(dim=0) * spread / output.std(dim=0).mean())
     return model
 
 
@@ -75,7 +76,8 @@ def _small_spec(model: FasterRcnn) -> Iterator[DetectorSpec]:
     """Within the block the model takes small images and few proposals."""
     spec = model.spec
     small = dataclasses.replace(spec.input, min_size=min(256, spec.input.min_size))
-    model.spec = spec.replace(input=small, rpn=dataclasses.replace(spec.rpn, post_nms_top_n=100))
+    few = dataclasses.replace(spec.rpn, post_nms_top_n=min(100, spec.rpn.post_nms_top_n))
+    model.spec = spec.replace(input=small, rpn=few)
     try:
         yield model.spec
     finally:
@@ -89,7 +91,12 @@ def _outputs_of(layer: nn.Module, model: FasterRcnn, images: Tensor, im_info: Te
     model(images, im_info)
     hook.remove()
     rows = [output.movedim(1, -1).flatten(0, -2) for output in outputs]
-    return torch.cat(rows) - layer.bias
+    return torch.cat(rows) - (layer.difference()[1] if isinstance(layer, TwoScores) else layer.bias)
+
+
+def _set_bias(layer: nn.Module, bias: Tensor) -> None:
+    """Of two scores the background's get none."""
+    layer.bias.copy_(torch.cat((torch.zeros_like(bias), bias)) if isinstance(layer, TwoScores) else bias)
 
 
 def _statistics_hook(generator: torch.Generator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -29,6 +29,7 @@ SCRIPTS = (
     "export/cut.py",
     "export/deepstream.py",
     "export/parity.py",
+    "export/recall.py",
     "export/selftest.py",
     "export/selftest_detect.py",
     "export/to_onnx.py",
@@ -40,9 +41,14 @@ SCRIPTS = (
     "runtime/doctor.py",
     "runtime/evaluate.py",
     "runtime/run_video.py",
+    "training/anchor_statistics.py",
+    "training/benchmark.py",
+    "training/data/make_conveyor.py",
+    "training/data/validate.py",
+    "training/distill.py",
+    "training/prune.py",
     "training/quantise.py",
     "training/train.py",
-    "training/data/make_conveyor.py",
 )
 
 
@@ -87,9 +93,9 @@ def test_torch_and_tensorrt_stay_in_their_places(package):
 
 
 def imports_of_room(path: Path) -> set[str]:
-    """In plugins, torch belongs to torch_op.py, to the arithmetic that only torch ops share, and to the benchmark."""
+    """In plugins, torch belongs to torch_op.py, to what only torch ops share, and to the benchmark."""
     of_benchmark = path.name.startswith("benchmark") and path.parent.name == "plugins"
-    return {"torch"} if path.name in ("torch_op.py", "boxes.py") or of_benchmark else set()
+    return {"torch"} if path.name in ("torch_op.py", "boxes.py", "cuda_ops.py") or of_benchmark else set()
 
 
 def test_runtime_imports_without_torch_onnx_and_training():

@@ -66,8 +66,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[FasterRcnn, DetectorS
     return model.eval(), spec
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], path: str | os.PathLike[str], hint: str = HINT
+) -> None:
     """Copy a state dict into `model`; every key and shape must agree.
+
+    Args:
+        hint: what to do next, the end of the sentence of an error.
 
     Raises:
         ArtifactError: naming the first key that is missing, too many or of another shape.
@@ -75,12 +80,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: str | os
     expected = model.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights:
-            raise ArtifactError(f"{path} lacks the weights {name} that its spec asks for; {HINT}.")
+            raise ArtifactError(f"{path} lacks the weights {name} that its spec asks for; {hint}.")
         if name not in expected:
-            raise ArtifactError(f"{path} has weights {name} that its spec does not know; {HINT}.")
+            raise ArtifactError(f"{path} has weights {name} that its spec does not know; {hint}.")
         got, want = tuple(weights[name].shape), tuple(expected[name].shape)
         if got != want:
-            raise ArtifactError(f"{path} has weights {name} of shape {got}, its spec asks for {want}; {HINT}.")
+            raise ArtifactError(f"{path} has weights {name} of shape {got}, its spec asks for {want}; {hint}.")
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in weights.items()})
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.efficientnet import MBConv
 from torchvision.models.mobilenetv3 import InvertedResidual
-from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import SqueezeExcitation
 
 from training.models.detectors import FasterRcnn
@@ -178,7 +179,8 @@ class FakeQuantisation:
             parent, _, attribute = name.replace("/", ".").rpartition(".")
             rounding = Rounding(self.log_amax[self.shared[name]], bits)
             setattr(model.get_submodule(parent), attribute, _quantised(layer, rounding))
-        model.backbone.fpn = QuantisedFeaturePyramid(model.backbone.fpn).train(model.training)
+        if model.backbone.fpn is not None:
+            model.backbone.fpn = QuantisedFeaturePyramid(model.backbone.fpn).train(model.training)
         for block in residual_blocks(model):
             block.register_forward_pre_hook(_input_rounding(_first_layer(block).rounding))
 
@@ -202,9 +204,10 @@ def residual_blocks(model: FasterRcnn) -> list[nn.Module]:
     """The blocks that add their input, as it is, to their result."""
     return [
         block
-        for block in model.backbone.modules()
-        if (isinstance(block, InvertedResidual) and block.use_res_connect)
-        or (isinstance(block, Bottleneck) and block.downsample is None)
+        for part in (model.backbone, model.roi_heads)
+        for block in part.modules()
+        if (isinstance(block, (InvertedResidual, MBConv)) and block.use_res_connect)
+        or (isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is None)
     ]
 
 

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,20 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from runtime.backends import onnxruntime as onnxruntime_backend
 from runtime.benchmark_setup import RANDOM_NAME
 from runtime.conveyor import CLASS_NAMES
 from runtime.conveyor.scene import render_scene
 from runtime.detections import Detections
-from runtime.errors import UserError
 from runtime.files import atomic_output
 from runtime.spec import DetectorSpec
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.models.backbones import NORMS, build_backbone
 from training.models.detectors import FasterRcnn, build_detector
 from training.models.specs import spec_for
+from training.peer_detector import torchvision_detector
 from training.random_weights import spread_weights
 
 OPSET = 18
@@ -160,51 +152,6 @@ def torchvision_contestants(
     ]
 
 
-def torchvision_detector(ours: FasterRcnn) -> FasterRCNN:
-    """torchvision's FasterRCNN of the same spec and weights, in evaluation mode.
-
-    Raises:
-        UserError: the spec has something that torchvision's classes cannot do.
-    """
-    spec = ours.spec
-    if spec.box_head.class_agnostic or spec.rpn.min_size != 1e-3 or spec.detection.min_size != 1e-2:
-        raise UserError(
-            f"{spec.architecture} has class-agnostic boxes or other minimum sizes than torchvision's: it cannot be "
-            "compared with torchvision; leave out --against."
-        )
-    channels, pooled = spec.backbone.fpn_channels, spec.roi_pooling
-    pooling = MultiScaleRoIAlign(
-        [str(level) for level in range(len(spec.backbone.returned_stages))],
-        output_size=pooled.output_size,
-        sampling_ratio=pooled.sampling_ratio,
-        canonical_scale=pooled.canonical_scale,  # type: ignore[arg-type]  # any number will do
-        canonical_level=pooled.canonical_level,
-    )
-    model = FasterRCNN(
-        _backbone(spec),
-        min_size=spec.input.min_size,
-        max_size=spec.input.max_size,
-        image_mean=list(spec.input.mean),
-        image_std=list(spec.input.std),
-        size_divisible=spec.input.divisor,
-        rpn_anchor_generator=_anchor_generator(spec),
-        rpn_head=RPNHead(channels, spec.anchors.per_cell, conv_depth=spec.rpn.conv_depth),
-        rpn_pre_nms_top_n_test=spec.rpn.pre_nms_top_n,
-        rpn_post_nms_top_n_test=spec.rpn.post_nms_top_n,
-        rpn_nms_thresh=spec.rpn.nms_threshold,
-        rpn_score_thresh=spec.rpn.score_threshold,
-        box_roi_pool=pooling,
-        box_head=_box_head(spec),
-        box_predictor=FastRCNNPredictor(spec.box_head.representation_size, spec.num_classes + 1),
-        box_score_thresh=spec.detection.score_threshold,
-        box_nms_thresh=spec.detection.nms_threshold,
-        box_detections_per_img=spec.detection.max_detections,
-        bbox_reg_weights=spec.detection.box_coder_weights,
-    )
-    model.load_state_dict(ours.state_dict())
-    return model.eval()
-
-
 def export_torchvision(model: FasterRCNN, frame_hw: tuple[int, int], path: Path) -> None:
     """torch.onnx.export of the whole model, image to boxes, for frames of one size, as torchvision's tests do it."""
     image = torch.rand(3, *frame_hw)
@@ -230,51 +177,6 @@ def to_detections(boxes: Any, scores: Any, labels: Any, spec: DetectorSpec) -> D
     """torchvision's result, boxes [N, 4] xyxy image px and labels from 1, as ours."""
     arrays = (np.asarray(boxes, np.float32), np.asarray(scores, np.float32), np.asarray(labels).astype(np.int32) - 1)
     return Detections(*arrays, spec.class_names)
-
-
-class NominalAnchorGenerator(AnchorGenerator):
-    """torchvision's, with declared strides; its own takes floor(padded side / feature side)."""
-
-    def __init__(self, strides: Sequence[int], sizes: Any, aspect_ratios: Any) -> None:
-        super().__init__(sizes, aspect_ratios)
-        self.strides = strides
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """As AnchorGenerator.forward."""
-        sizes = [list(feature.shape[-2:]) for feature in feature_maps]
-        strides = [[torch.tensor(stride), torch.tensor(stride)] for stride in self.strides]
-        self.set_cell_anchors(feature_maps[0].dtype, feature_maps[0].device)
-        anchors = torch.cat(self.grid_anchors(sizes, strides))
-        return [anchors for _ in image_list.image_sizes]
-
-
-def _anchor_generator(spec: DetectorSpec) -> AnchorGenerator:
-    anchors = spec.anchors
-    if anchors.stride_rule == "nominal":
-        return NominalAnchorGenerator(anchors.strides, anchors.sizes, anchors.aspect_ratios)
-    return AnchorGenerator(anchors.sizes, anchors.aspect_ratios)
-
-
-def _backbone(spec: DetectorSpec) -> nn.Module:
-    """torchvision's stages under torchvision's pyramid; the stages are its modules already."""
-    body = build_backbone(spec.backbone).body
-    shapes = [stage.shape[1] for stage in body.eval()(torch.zeros(1, 3, 64, 64)).values()]
-    return BackboneWithFPN(
-        body,
-        return_layers=body.return_layers,  # type: ignore[arg-type]
-        in_channels_list=shapes,
-        out_channels=spec.backbone.fpn_channels,
-        extra_blocks=LastLevelMaxPool() if spec.backbone.extra_level == "pool" else None,
-        norm_layer=NORMS["batch_norm"] if spec.backbone.fpn_norm == "batch_norm" else None,
-    )
-
-
-def _box_head(spec: DetectorSpec) -> nn.Module:
-    head, channels, side = spec.box_head, spec.backbone.fpn_channels, spec.roi_pooling.output_size
-    if head.kind == "two_mlp":
-        return TwoMLPHead(channels * side**2, head.representation_size)
-    layers = list(head.conv_channels)
-    return FastRCNNConvFCHead((channels, side, side), layers, [head.representation_size], norm_layer=nn.BatchNorm2d)
 
 
 def _digest(model: FasterRcnn, spec: DetectorSpec, frame_hw: tuple[int, int]) -> str:

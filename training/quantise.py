@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,16 +32,19 @@ from runtime.preprocess import preprocess
 from runtime.progress import progress
 from runtime.spec import DetectorSpec
 from training.checkpoint import load_checkpoint
-from training.data.coco import CocoDataset
-from training.data.conveyor import ConveyorDataset
+from training.data.sources import add_data_arguments, validation_data
+from training.data.sources import training_samples as samples_of
 from training.fake_quantise import FakeQuantisation
 from training.models.detectors import FasterRcnn
 from training.quantise_fold import move_batch_norms_into_kernels
 from training.quantise_observe import observe_ranges
 from training.quantise_ranges import ObservedImages, frames_digest
 from training.quantise_trainer import RANGES_NAME, QuantisedTrainer
+from training.run_folder import check_run_folder, provenance
 from training.schedule import TrainOptions
-from training.train import check_run_folder, train_settings, validate, validation_data
+from training.settings import train_settings
+from training.tasks import JointTask
+from training.validation import validate
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "conveyor.pt"
 WARMUP_SHARE = 0.1  # of the steps, in which the learning rate rises
@@ -54,11 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__)
     parser.add_argument("--weights", type=Path, help="checkpoint to begin with (default: assets/conveyor.pt)")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", default="conveyor", help="COCO annotations, or `conveyor` for generated images")
-    data.add_argument("--images", type=Path, help="folder of the images (default: the annotations' own)")
-    data.add_argument("--val", help="COCO annotations to measure AP on, or `conveyor` for the 200 held-out images")
-    data.add_argument("--val-images", type=Path, help="folder of the validation images")
-    data.add_argument("--count", type=int, default=2400, help="with conveyor: how many images to generate")
+    add_data_arguments(data)
+    parser.set_defaults(count=2400)
     data.add_argument("--observe", type=int, default=64, help="training images that the first ranges are observed on")
     train = parser.add_argument_group("fine-tuning")
     train.add_argument("--output", type=Path, default=Path("runs/qat"), help="run folder")
@@ -100,10 +98,10 @@ def main(argv: list[str] | None = None) -> int:
         samples=samples,
         validate=lambda model: validate(model, validation),
         options=options,
-        settings=train_settings(arguments),
+        task=JointTask(train_settings(arguments)),
         folder=arguments.output,
         device=device,
-        notes=provenance(argv, arguments.weights, device),
+        notes=provenance("training/quantise.py", argv, device, arguments.weights.name),
     )
     if fp32_ap is None:
         trainer.resume()
@@ -134,7 +132,7 @@ def fine_tuning_options(arguments: argparse.Namespace) -> tuple[TrainOptions, in
         warmup_steps=math.ceil(WARMUP_SHARE * rounds * steps_per_round),
         seed=arguments.seed,
         workers=arguments.workers,
-        mixed_precision=False,  # INT8's rounding of numbers that float16 has rounded before is another one
+        precision="float32",  # INT8's rounding of numbers that float16 has rounded before is another one
     )
     return options, steps_per_round
 
@@ -147,13 +145,13 @@ def training_samples(arguments: argparse.Namespace, spec: DetectorSpec) -> Any:
         UserError: the checkpoint does not have the generated images' classes.
     """
     if arguments.data != "conveyor":
-        return CocoDataset(arguments.data, arguments.images, spec.class_names)
+        return samples_of(arguments, spec.class_names)[0]
     if spec.class_names != CLASS_NAMES:
         raise UserError(
             f"{arguments.weights} detects {', '.join(spec.class_names[:3])}, ..., not the parts of the generated "
             "images: give --data and --val with its classes."
         )
-    return ConveyorDataset(arguments.count, arguments.seed)
+    return samples_of(arguments)[0]
 
 
 def quantise(model: FasterRcnn, samples: Any, *, count: int, seed: int) -> tuple[FakeQuantisation, ObservedImages]:
@@ -180,18 +178,6 @@ def summary(trainer: QuantisedTrainer) -> str:
     best_path, ranges = trainer.folder / "best.pt", trainer.folder / RANGES_NAME
     export = f"python export/to_onnx.py --weights {best_path} --output qat.onnx"
     return f"{gained}\n{export}\npython calib/calibrate.py --onnx qat.onnx --precision int8 --ranges {ranges}"
-
-
-def provenance(argv: list[str] | None, weights: Path, device: torch.device) -> dict[str, str]:
-    """How the weights came to be, for the checkpoint's notes."""
-    words = sys.argv[1:] if argv is None else argv
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "command": shlex.join(["python", "training/quantise.py", *words]),
-        "hardware": f"{hardware} ({platform.machine()})",
-        "torch": str(torch.__version__),
-        "initial_weights": weights.name,
-    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ around it has a value of the same name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
@@ -184,15 +184,28 @@ class BodyBuilder:
             self._constants[key] = Value(self, name)
         return self._constants[key]
 
-    def ops(self, op_type: str, *inputs: Operand | None, outputs: int, **attributes) -> tuple[Value, ...]:
-        """Adds a node, None for an input left out; gives its `outputs` values."""
+    def ops(
+        self,
+        op_type: str,
+        *inputs: Operand | None,
+        outputs: int,
+        references: Mapping[str, str] | None = None,
+        **attributes,
+    ) -> tuple[Value, ...]:
+        """Adds a node, None for an input left out; gives its `outputs` values.
+
+        `references` are the node's int attributes that are the function's: name in the node -> name in the function.
+        """
         operands = [None if operand is None else self.value(operand) for operand in inputs]
         depth = max((value.depth for value in operands if value is not None), default=0)
         if "body" in attributes:  # what its graph reads is not among its inputs
             depth = len(self._scopes) - 1
         values = tuple(Value(self, self._fresh(op_type), depth) for _ in range(outputs))
         names = ["" if value is None else value.name for value in operands], [value.name for value in values]
-        self._scopes[depth].append(helper.make_node(op_type, *names, **attributes))
+        node = helper.make_node(op_type, *names, **attributes)
+        for name, of_function in (references or {}).items():
+            node.attribute.append(AttributeProto(name=name, type=AttributeProto.INT, ref_attr_name=of_function))
+        self._scopes[depth].append(node)
         return values
 
     def op(self, op_type: str, *inputs: Operand, **attributes) -> Value:

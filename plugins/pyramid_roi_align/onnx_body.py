@@ -1,4 +1,7 @@
-"""ONNX face of PyramidRoiAlign: the op in standard operators, no RoiAlign, no data-dependent shape.
+"""ONNX face of PyramidRoiAlign: the op in standard operators, no data-dependent shape.
+
+With a fixed number of samples there is no RoiAlign in it, which is slower and which not every runtime has. Adaptive
+samples, of which there is no bound, are left to RoiAlign (`adaptive_body`).
 
 Shapes: B images, R rois per image, N = B * R, L levels, C channels, H x W cells of a level, P pooled size,
 S = sampling_ratio, G rois pooled at a time. Pairs of axes are (y, x).
@@ -37,7 +40,7 @@ class Samples(NamedTuple):
 
 
 def function_body(num_levels: int, opset: int = 18, dense: bool = False) -> FunctionProto:
-    """The body for nodes with `num_levels` features.
+    """The body for nodes with `num_levels` features and a sampling_ratio of 1 or more.
 
     Args:
         num_levels: L.
@@ -51,6 +54,42 @@ def function_body(num_levels: int, opset: int = 18, dense: bool = False) -> Func
     samples = _samples(body, features)
     pooled = (_pool_densely if dense else _pool_by_gathering)(body, features, samples)  # [N / G, G, C, PP]
     pooled = pooled.reshape(-1, features[0].size(1), samples.size, samples.size)
+    body.output("pooled", body.op("CastLike", pooled, features[0]))
+    return body.build(opset)
+
+
+def adaptive_body(num_levels: int, opset: int = 18) -> FunctionProto:
+    """The body for nodes with `num_levels` features and sampling_ratio 0: ONNX RoiAlign on every level.
+
+    A level sees the rois of other levels as boxes without sides, which have no samples and cost next to nothing.
+    """
+    inputs = ["rois", *[f"features_{level}" for level in range(num_levels)]]
+    body = BodyBuilder("PyramidRoiAlign", inputs, ["pooled"], ATTRIBUTES)
+    features, rois = [body.input(name) for name in inputs[1:]], body.input("rois")
+    boxes, real = without_padding(body, rois.reshape(-1, 4))  # [N, 4], [N, 1]
+    level, scale = _levels(body, boxes)  # [N]
+    low, far = (boxes * scale.unsqueeze(1)).split(2, axis=1)  # [N, 2], in cells
+    aligned = body.attribute("aligned", "int").cast("float")
+    shift = 0.5 - aligned * 0.5  # what half_pixel takes away and an op that is not aligned does not
+    sides = body.op("Max", far - low, 1.0 - aligned)  # one cell or more, unless aligned
+    cells = body.concat(low + shift, low + shift + sides, axis=1)  # [N, 4]
+    image = body.range(boxes.size(0)) / rois.size(1)
+    pooled = None
+    for index, maps in enumerate(features):
+        of_level = level.equal(index).unsqueeze(1) & real  # [N, 1]
+        made = body.op(
+            "RoiAlign",
+            maps.cast("float"),
+            body.where(of_level, cells, np.float32(0)),
+            image,
+            references={"output_height": "output_size", "output_width": "output_size"},
+            coordinate_transformation_mode="half_pixel",
+            sampling_ratio=0,
+            spatial_scale=1.0,
+        )
+        others = np.float32(0) if pooled is None else pooled
+        pooled = body.where(of_level.unsqueeze(2, 3), made, others)  # [N, C, P, P]
+    assert pooled is not None, "no levels"
     body.output("pooled", body.op("CastLike", pooled, features[0]))
     return body.build(opset)
 
@@ -114,7 +153,7 @@ def _pool_by_gathering(body: BodyBuilder, features: list[Value], samples: Sample
     row_weights, column_weights = weights.split(2, axis=1)
     weights = row_weights.reshape(0, -1, 1, weights.size(3), 1) * column_weights.unsqueeze(3)
 
-    flat = cells.reshape(-1, cells.size(2))
+    flat = _for_scan(body, cells.reshape(-1, cells.size(2)))
     bins, taps = samples.size * samples.size, weights.size(3) * weights.size(4)
     group = body.greatest_divisor(body.input("rois").size(1), MOST_GATHERED_ROIS)
 
@@ -131,7 +170,9 @@ def _pool_densely(body: BodyBuilder, features: list[Value], samples: Samples) ->
     channels = features[0].size(1)
     at_y, at_x = samples.at.split(2, axis=2)  # [S, N, 1, P]
     weight_y, weight_x = samples.weight.split(2, axis=2)
-    rows = [maps.cast("float").transpose(0, 2, 3, 1).reshape(0, 0, -1) for maps in features]  # [B, H, WC]
+    rows = [
+        _for_scan(body, maps.cast("float").transpose(0, 2, 3, 1).reshape(0, 0, -1)) for maps in features
+    ]  # [B, H, WC]
     row_weights, column_weights = [], []
     for level, maps in enumerate(features):
         row_weights.append(
@@ -151,6 +192,14 @@ def _pool_densely(body: BodyBuilder, features: list[Value], samples: Samples) ->
         return pooled.reshape(group, samples.size * samples.size, channels).transpose(0, 2, 1)
 
     return body.scan(pool, images, columns, *row_weights, rank=3)[0]
+
+
+def _for_scan(body: BodyBuilder, features: Value) -> Value:
+    """`features` behind a Concat of one.
+
+    ONNX Runtime (1.31) moves a quantiser of `features` behind Reshape and Transpose, and aborts if a Scan reads that.
+    """
+    return body.op("Concat", features, axis=0)
 
 
 def _weights_of_cells(body: BodyBuilder, at: Value, weight: Value, length: Value) -> Value:

@@ -67,14 +67,18 @@ def pool_rois(
     """The op on rois [N, 4] of images numbered by `images` int64 [N]: [N, C, P, P]. Differentiable, for training."""
     valid = (rois[:, 2] > rois[:, 0]) & (rois[:, 3] > rois[:, 1])
     levels = roi_levels(rois, spatial_scales, canonical_scale, canonical_level)
+    levels = torch.where(valid, levels, len(features))  # padding: behind the last level
     indexed_rois = torch.cat((images[:, None].to(rois.dtype), rois), dim=1)  # [N, 5]
-    pooled = features[0].new_zeros(rois.shape[0], features[0].shape[1], output_size, output_size)
-    for level, (feature, scale) in enumerate(zip(features, spatial_scales, strict=True)):
-        members = torch.nonzero(valid & (levels == level)).flatten()
-        ratio = sampling_ratio if sampling_ratio > 0 else -1
-        of_level = roi_align(feature.float(), indexed_rois[members], output_size, scale, ratio, aligned)
-        pooled[members] = of_level.to(pooled.dtype)
-    return pooled
+    order = torch.argsort(levels, stable=True)
+    of_level = levels == torch.arange(len(features) + 1, device=rois.device)[:, None]  # [L + 1, N]
+    *members, padding = indexed_rois[order].split(of_level.sum(dim=1).tolist())  # the one wait for the device
+    ratio = sampling_ratio if sampling_ratio > 0 else -1
+    pooled = [
+        roi_align(feature.float(), of_feature, output_size, scale, ratio, aligned).to(features[0].dtype)
+        for feature, of_feature, scale in zip(features, members, spatial_scales, strict=True)
+    ]
+    pooled.append(features[0].new_zeros(len(padding), features[0].shape[1], output_size, output_size))
+    return torch.cat(pooled)[torch.argsort(order)]
 
 
 def roi_levels(rois: Tensor, spatial_scales: Sequence[float], canonical_scale: float, canonical_level: int) -> Tensor:

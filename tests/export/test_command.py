@@ -209,7 +209,7 @@ def with_threshold(rule, threshold):
 def test_own_pictures_and_no_verification(conveyor, here, monkeypatch, capsys):
     cv2.imwrite("mine.png", random_frame(8, 240, 320))
     monkeypatch.setattr(to_onnx, "build_graph", built(conveyor))
-    monkeypatch.setattr(to_onnx, "load_weights", lambda _: (conveyor.model, conveyor.model.spec))
+    monkeypatch.setattr(to_onnx, "load_weights", lambda *_: (conveyor.model, conveyor.model.spec))
     size = "x".join(map(str, CASES["conveyor"][0]))
     assert run_command(main, ["--size", size, "--output", "new/a.onnx", "--verify-on", "mine.png"]) == 0
     assert "mine.png" in capsys.readouterr().out

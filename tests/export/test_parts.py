@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export.canvas import choose_canvas, fit_notes, parse_size, spec_with_canvas
-from export.fold import NORMS, fold_batch_norms
+from export.fold import NORMS, fold_batch_norms, fold_two_scores
 from export.metadata import VERSION
 from export.passes import make_resizes_static, merge_equal_initializers, remove_dead_nodes
 from export.translation import OP_TYPES, schema_from_torch
@@ -19,15 +19,24 @@ from export.weights import load_weights
 from runtime.errors import SpecError, UserError
 from tests.test_structure import ROOT
 from training.models.detectors import build_detector
+from training.models.rpn import RpnHead
 from training.models.specs import PRESETS, spec_for
 
 CANVASES = {  # what a user of landscape video expects
     "conveyor": (288, 384),
     "conveyor_resnet50": (288, 384),
+    "conveyor_c4": (288, 384),
     "fasterrcnn_mobilenet_v3_large_320_fpn": (320, 640),
     "fasterrcnn_mobilenet_v3_large_fpn": (800, 1344),
     "fasterrcnn_resnet50_fpn": (800, 1344),
     "fasterrcnn_resnet50_fpn_v2": (800, 1344),
+    "fasterrcnn_resnet18_fpn": (800, 1344),
+    "fasterrcnn_resnet101_fpn": (800, 1344),
+    "fasterrcnn_efficientnet_b0_fpn": (800, 1344),
+    "fasterrcnn_vgg16": (608, 1008),
+    "fasterrcnn_zfnet": (608, 1008),
+    "fasterrcnn_resnet50_c4": (608, 1008),
+    "fasterrcnn_resnet101_c4": (608, 1008),
 }
 
 
@@ -69,7 +78,16 @@ def test_the_note_on_the_canvas_names_a_better_one():
     assert notes == ["16:9 video fills 75% (224x384 would suit it)", "4:3 video fills 100%"]
 
 
-@pytest.mark.parametrize("name", ["conveyor", "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conveyor",
+        "conveyor_c4",
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_v2",
+        "fasterrcnn_efficientnet_b0_fpn",
+    ],
+)
 def test_folding_changes_nothing_but_rounding(name):
     """BatchNorm2d and FrozenBatchNorm2d, in backbone, FPN and box head."""
     torch.manual_seed(0)
@@ -80,7 +98,7 @@ def test_folding_changes_nothing_but_rounding(name):
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1)
             module.bias.data.normal_()
-    images, pooled = torch.rand(1, 3, 64, 96), torch.rand(4, model.spec.backbone.fpn_channels, 7, 7)
+    images, pooled = torch.rand(1, 3, 64, 96), torch.rand(4, model.backbone.out_channels, 7, 7)
     with torch.no_grad():
         before = [*model.backbone(images), *model.roi_heads(pooled)]
         norms = sum(isinstance(module, NORMS) for module in model.modules())
@@ -89,6 +107,21 @@ def test_folding_changes_nothing_but_rounding(name):
     assert not any(isinstance(module, NORMS) for module in model.modules())
     for expected, received in zip(before, after, strict=True):
         assert (expected - received).abs().max() < 1e-3 * expected.std()
+
+
+def test_two_scores_become_the_one_layer_that_gives_their_logit():
+    torch.manual_seed(0)
+    head = RpnHead(channels=8, hidden_channels=6, num_anchors=3, conv_depth=1, two_scores=True)
+    features = [torch.rand(2, 8, 4, 5)]
+    with torch.no_grad():
+        nn.init.normal_(head.cls_logits.bias)
+        before = head(features)[0][0]
+        assert fold_two_scores(head) == 1
+        after = head(features)[0][0]
+    assert type(head.cls_logits) is nn.Conv2d
+    assert head.cls_logits.weight.shape == (3, 6, 1, 1)
+    assert torch.equal(before, after)
+    assert fold_two_scores(head) == 0
 
 
 def test_folding_refuses_a_norm_without_convolution():

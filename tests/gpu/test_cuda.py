@@ -28,7 +28,7 @@ def test_mixed_precision_training_learns(tmp_path):
     trainer = make_trainer(
         tmp_path, CountingSamples(4), epochs=12, batch_size=4, schedule="multistep", device=torch.device("cuda")
     )
-    assert trainer.mixed
+    assert trainer.take_step.scaler.is_enabled()
     trainer.fit()
     losses = [row["loss"] for row in trainer.history]
     assert losses[-1] < 0.7 * losses[0]

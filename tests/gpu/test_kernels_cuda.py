@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from plugins import cuda_ops
 from plugins.benchmark_cases import CASES, OPS, TYPES
 from plugins.benchmark_ops import Problem, layouts_of, make_problem
 from plugins.benchmark_peers import make_peer
@@ -225,3 +226,20 @@ def test_a_captured_launch_gives_the_same_at_every_replay(kernels, op, type_name
         torch.cuda.synchronize()
         for tensor, value in zip(problem.outputs, expected, strict=True):
             assert torch.equal(tensor, value)
+
+
+# --- inside PyTorch
+
+
+@pytest.mark.parametrize("case", RPN_CASES.values(), ids=RPN_CASES.keys())
+def test_the_torch_op_finds_the_same_with_the_kernels(kernels, case, monkeypatch):
+    """In channels_last, too."""
+    arguments = arguments_on(DEVICE, rpn_case(3, **case))
+    lasting = [level.contiguous(memory_format=torch.channels_last) for level in arguments["objectness"]]
+    for changes in ({}, {"objectness": lasting}):
+        monkeypatch.setattr(cuda_ops, "_kernels", None)
+        expected = rpn_proposals(**arguments)
+        monkeypatch.setattr(cuda_ops, "_kernels", kernels)
+        rois, num_rois = rpn_proposals(**{**arguments, **changes})
+        torch.testing.assert_close(num_rois, expected[1], rtol=0, atol=0)
+        torch.testing.assert_close(rois, expected[0], **PIXELS)

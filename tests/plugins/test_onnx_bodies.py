@@ -152,6 +152,50 @@ def test_pyramid_roi_align(levels, dtype, sampling_ratio, aligned):
     assert pooled[:4].any()
 
 
+ADAPTIVE_ATOL = 1e-5  # means of up to hundreds of samples, added up in another order
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (0, 5), (1, 5)], ids=["1", "5", "4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("output_size", [7, 14])
+def test_pyramid_roi_align_with_adaptive_samples(levels, dtype, aligned, output_size):
+    """As many samples as a bin has cells; among the rois are padding, slivers and one of the whole picture."""
+    rois = torch.cat((ROIS, ROIS.flip(1) * 2.3), dim=1)
+    rois[:, 0] = torch.tensor([0.0, 0.0, 100.0, 80.0])
+    rois[:, 1] = torch.tensor([10.0, 20.0, 99.0, 20.25])
+    rois[:, 2] = torch.tensor([30.0, 2.0, 30.5, 79.0])
+    rois[:, 3] = torch.tensor([10.0, 10.0, 10.0, 60.0])  # no width: padding
+    rois[1, 4] = math.nan
+    arguments = {
+        "rois": rois,
+        "features": pyramid(2, 5, dtype)[slice(*levels)],
+        "spatial_scales": [2.0**-level for level in range(2, 7)][slice(*levels)],
+        "output_size": output_size,
+        "sampling_ratio": 0,
+        **PLAIN_RULE,
+        "aligned": aligned,
+    }
+    model = one_node_model("PyramidRoiAlign", arguments)
+    assert [node.op_type for node in model.functions[0].node].count("RoiAlign") == len(arguments["features"])
+    atol = ADAPTIVE_ATOL if dtype == torch.float32 else 2e-3
+    (pooled,) = check_faces("PyramidRoiAlign", arguments, open_session(model), pooled_atol=atol)
+    assert not pooled[3].any()
+    assert not pooled[rois.shape[1] + 4].any()
+    assert pooled[:3].reshape(3, -1).any(axis=1).all()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_adaptive_samples_of_one_and_of_three_images_in_one_session(aligned):
+    rule = {"spatial_scales": [0.25, 0.125, 0.0625], "output_size": 7, "sampling_ratio": 0, **PLAIN_RULE}
+    session = None
+    for batch in (2, 1, 3):
+        arguments = {"rois": random_rois(batch, batch, 24), "features": pyramid(batch, 3, seed=batch), **rule}
+        arguments["aligned"] = aligned
+        session = session or open_session(one_node_model("PyramidRoiAlign", arguments))
+        check_faces("PyramidRoiAlign", arguments, session, check_reference=False, pooled_atol=ADAPTIVE_ATOL)
+
+
 def random_rois(seed, batch, count):
     """Rois of all sizes and places in an 80 x 100 px input; some reach the border, one is padding, one has a NaN."""
     rng = torch.Generator().manual_seed(seed)

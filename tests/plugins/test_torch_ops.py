@@ -349,10 +349,13 @@ def test_decode_caps_growth():
 def test_top_by_score_is_a_stable_sort():
     rng = np.random.default_rng(0)
     for size, count in ((0, 5), (1, 0), (7, 20), (500, 100), (500, 499)):
-        scores = rng.integers(0, 20, size).astype(np.float32)
-        scores[rng.random(size) < 0.1] = np.nan
-        expected = [i for i in np.argsort(-scores, kind="stable") if not np.isnan(scores[i])][:count]
-        assert top_by_score(torch.from_numpy(scores), count).tolist() == expected
+        scores = rng.integers(-9, 9, (3, size)).astype(np.float32)
+        scores[rng.random((3, size)) < 0.1] = np.nan
+        scores[rng.random((3, size)) < 0.1] = np.inf
+        scores[rng.random((3, size)) < 0.1] = -np.inf
+        scores[rng.random((3, size)) < 0.1] = -0.0
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # NumPy puts NaN last
+        assert np.array_equal(top_by_score(torch.from_numpy(scores), count), expected)
 
 
 def test_grouped_nms_treats_groups_apart():

@@ -187,10 +187,15 @@ def test_images_are_read_and_checked(tmp_path):
     with pytest.raises(SourceError, match=r"no image .*a\.png"):
         first.read()
     first.path.write_bytes(b"not a picture")
-    with pytest.raises(SourceError, match=r"cannot read .*a\.png"):
+    with pytest.raises(SourceError, match=r"a\.png cannot be decoded"):
         first.read()
     cv2.imwrite(str(first.path), np.zeros((40, 61, 3), np.uint8))
     with pytest.raises(SourceError, match="61x40 px, but its annotations say 60x40"):
+        first.read()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    data = cv2.imencode(".jpg", noise)[1].tobytes()
+    first.path.write_bytes(data[: len(data) // 2])  # OpenCV alone would fill the rest with grey and say nothing
+    with pytest.raises(SourceError, match=r"a\.png is cut off"):
         first.read()
     (tmp_path / "sub").mkdir()
     cv2.imwrite(str(second.path), np.full((30, 20), 9, np.uint8))  # grey: read as BGR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -92,8 +93,94 @@ def test_several_artifacts_and_their_difference(data, model, worse_model, tmp_pa
     assert second["ap"] == pytest.approx(2 / 3)
     assert "-0.3333" in out
     for name in ("model.onnx", "worse.onnx"):
-        for picture in (f"precision-recall-{name}.png", f"worst-{name}.png"):
+        for picture in (f"precision-recall-{name}.png", f"precision-recall-voc-{name}.png", f"worst-{name}.png"):
             assert cv2.imread(str(output / picture)).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("metric", "titles"),
+    [
+        ("all", ["AP", "AP50", "VOC mAP", "VOC07 mAP", "AP difference"]),
+        ("coco", ["AP", "AP50", "AP difference"]),
+        ("voc", ["VOC mAP", "VOC mAP difference", "VOC AP worse.onnx"]),
+        ("voc07", ["VOC07 mAP", "VOC07 mAP difference", "VOC07 AP worse.onnx"]),
+    ],
+)
+def test_metrics_that_tables_show_and_the_file_has_all(metric, titles, data, model, worse_model, tmp_path, capsys):
+    words = [model, worse_model, "--data", data, "--output", tmp_path, "--no-charts", "--worst", 0]
+    assert run(*words, "--metric", metric) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headers = [re.split("  +", line) for line in lines if line.startswith(("artifact", "class"))]
+    assert set(titles) <= {title for header in headers for title in header}
+    assert ("AP50" in headers[0]) == (metric in ("all", "coco"))
+    second = json.loads((tmp_path / "evaluation.json").read_text())["artifacts"][1]
+    assert second["voc"]["map"] == second["voc"]["map07"] == pytest.approx(2 / 3)
+    assert [one["ap"] for one in second["voc"]["per_class"]] == [0, 1, 1]
+    assert second["per_class"][1]["ap50"] == pytest.approx(1)
+
+
+def test_the_limit_is_held_by_the_metric(data, model, worse_model, tmp_path, capsys):
+    words = [model, worse_model, "--data", data, "--output", tmp_path, "--no-charts", "--worst", 0, "--metric", "voc07"]
+    assert run(*words, "--max-difference", 0.4) == 0
+    assert run(*words, "--max-difference", 0.1) == 1
+    assert "worse.onnx has VOC07 mAP 0.6667" in capsys.readouterr().err
+
+
+def test_the_iou_of_voc(data, tmp_path):
+    """Boxes moved by a fifth of their width: IoU 2/3, so right at 0.6, wrong at 0.7."""
+    boxes = fixed_outputs(small_spec())["boxes"].copy()
+    boxes[0, :3] += 0.2 * (boxes[0, :3, 2:3] - boxes[0, :3, :1]) * np.array([1, 0, 1, 0], np.float32)
+    write_onnx(tmp_path / "moved.onnx", outputs={"boxes": boxes})
+    for iou, expected in ((0.6, 1), (0.7, 0)):
+        words = ["--data", data, "--output", tmp_path, "--no-charts", "--worst", 0, "--voc-iou", iou]
+        assert run(tmp_path / "moved.onnx", *words) == 0
+        voc = json.loads((tmp_path / "evaluation.json").read_text())["artifacts"][0]["voc"]
+        assert (voc["iou_threshold"], voc["map"]) == (iou, expected)
+
+
+def write_voc(folder: Path) -> Path:
+    """The pictures of write_data as a VOC folder, its washers difficult; picture 3 is the split `test`."""
+    write_data(folder)
+    content = json.loads((folder / "annotations.json").read_text())
+    (folder / "annotations.json").unlink()
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for image in content["images"]:
+        frame = cv2.imread(str(folder / image["file_name"]))
+        cv2.imwrite(str(folder / "JPEGImages" / f"{image['id']}.jpg"), frame)
+        size = f"<size><width>{image['width']}</width><height>{image['height']}</height><depth>3</depth></size>"
+        objects = ""
+        for one in content["annotations"]:
+            if one["image_id"] == image["id"]:
+                x, y, width, height = one["bbox"]
+                name = NAMES[one["category_id"] - 1]
+                corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+                box = "".join(f"<{key}>{round(value)}</{key}>" for key, value in corners.items())
+                difficult = f"<difficult>{int(name == 'washer')}</difficult>"
+                objects += f"<object><name>{name}</name>{difficult}<bndbox>{box}</bndbox></object>"
+        xml = f"<annotation><filename>{image['id']}.jpg</filename>{size}{objects}</annotation>"
+        (folder / "Annotations" / f"{image['id']}.xml").write_text(xml)
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("1\n2\n")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("3\n")
+    return folder
+
+
+def test_a_voc_folder_with_difficult_objects(model, tmp_path, capsys):
+    data = tmp_path / "voc"
+    data.mkdir()
+    words = [model, "--data", write_voc(data), "--output", tmp_path, "--no-charts", "--worst", 0]
+    assert run(*words, "--split", "trainval") == 0
+    out = capsys.readouterr().out
+    assert "2 images, 6 objects of 3 classes" in out
+    assert "(2 objects are difficult: ignored by VOC mAP, and to be found for COCO AP)" in out
+    artifact = json.loads((tmp_path / "evaluation.json").read_text())["artifacts"][0]
+    washer = next(one for one in artifact["voc"]["per_class"] if one["name"] == "washer")
+    assert (washer["ap"], washer["objects"], washer["difficult"]) == (None, 0, 2)
+    assert artifact["voc"]["map"] == 1
+    assert next(one for one in artifact["per_class"] if one["name"] == "washer")["objects"] == 2
+    assert artifact["ap50"] == pytest.approx(1)
+    assert run(*words, "--split", "test") == 0
+    assert "1 images, 3 objects" in capsys.readouterr().out
 
 
 def test_the_results_file_is_cocos_own(data, worse_model, tmp_path):
@@ -139,8 +226,11 @@ def test_a_detector_that_finds_nothing(data, tmp_path, capsys):
         (["--score", 1.5], "--score 1.5"),
         (["--worst", -1], "--worst -1"),
         (["--max-difference", "nan"], "--max-difference nan"),
-        (["--data", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--data", "nowhere.json"], "nowhere.json"),
         (["--images", "here"], "without --data"),
+        (["--split", "test"], "--split test came without --data"),
+        (["--voc-iou", 0], "--voc-iou 0"),
+        (["--voc-iou", 1.5], "--voc-iou 1.5"),
     ],
 )
 def test_wrong_arguments(words, sentence, model, tmp_path, capsys):
@@ -161,7 +251,7 @@ def test_wrong_files(data, model, tmp_path, capsys):
     (tmp_path / "empty.onnx").touch()
     (tmp_path / "bare").mkdir()
     assert "empty.onnx is empty" in fails(tmp_path / "empty.onnx", "--data", data)
-    assert "holds no annotations.json" in fails(model, "--data", tmp_path / "bare")
+    assert "is in none of the known formats" in fails(model, "--data", tmp_path / "bare")
     assert "3 of 3 images" in fails(model, "--data", data, "--images", tmp_path / "bare")
     assert "cannot write" in fails(model, "--data", data, "--output", data / "1.png" / "out")
     write_data(data, names=("bolt", "nut", "cog"))

@@ -184,6 +184,25 @@ def test_numbers_are_those_of_pycocotools(tmp_path, seed):
     assert len({one.ap for one in ours.per_class}) == 3
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_numbers_of_a_class_are_those_of_pycocotools(tmp_path, seed):
+    """On the files of one class alone."""
+    data, found = write_random_data(tmp_path, seed)
+    records = coco_records(found, data)
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    truth = COCO(str(tmp_path / "annotations.json"))
+    results = truth.loadRes(str(tmp_path / "results.json"))
+    for category, ours in zip(data.category_ids, evaluate_records(records, data).per_class):
+        theirs = COCOeval(truth, results, "bbox")
+        theirs.params.catIds = [category]
+        theirs.evaluate()
+        theirs.accumulate()
+        theirs.summarize()
+        numbers = (ours.ap, ours.ap50, ours.ap75, ours.ap_small, ours.ap_medium, ours.ap_large)
+        expected = np.where(theirs.stats[:9] < 0, np.nan, theirs.stats[:9])
+        np.testing.assert_allclose((*numbers, ours.ar1, ours.ar10, ours.ar), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_frames_reach_the_detector_in_order(tmp_path, batch):
     images = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.annotations import read_annotations
 from runtime.conveyor import CLASS_NAMES
 from runtime.conveyor.dataset import HELD_OUT_FIRST, write_dataset
 from runtime.conveyor.scene import render_scene
-from runtime.errors import AnnotationError, SourceError
+from runtime.errors import AnnotationError, SourceError, UserError
 from runtime.preprocess import preprocess
+from tests.helpers_data import Truth, write_coco, write_voc, write_yolo
+from training.data.annotated import AnnotatedDataset
 from training.data.batch import to_batch
-from training.data.coco import CocoDataset
 from training.data.conveyor import ConveyorDataset
-from training.data.sample import Sample, flip, random_flip
+from training.data.sample import Sample, flip
+from training.data.sources import add_data_arguments, training_samples, validation_data
 from training.models.specs import spec_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +37,7 @@ def on_disk(tmp_path_factory):
 
 
 def test_generated_and_written_data_sets_are_the_same(on_disk):
-    generated, written = ConveyorDataset(3, 5, SMALL), CocoDataset(on_disk)
+    generated, written = ConveyorDataset(3, 5, SMALL), AnnotatedDataset(read_annotations(on_disk))
     assert len(generated) == len(written) == 3
     assert generated.class_names == written.class_names == CLASS_NAMES
     for index in range(3):
@@ -63,14 +67,14 @@ def test_iteration_ends():
         ConveyorDataset(2, 5)[2]
 
 
-def test_coco_dataset_checks_class_names(on_disk):
-    assert len(CocoDataset(on_disk, class_names=list(CLASS_NAMES))) == 3
+def test_annotated_dataset_checks_class_names(on_disk):
+    assert len(AnnotatedDataset(read_annotations(on_disk), list(CLASS_NAMES))) == 3
     for wrong in (CLASS_NAMES[:-1], tuple(reversed(CLASS_NAMES)), ("person",)):
         with pytest.raises(AnnotationError, match=r"bolt, nut, washer.*expected"):
-            CocoDataset(on_disk, class_names=wrong)
+            AnnotatedDataset(read_annotations(on_disk), wrong)
 
 
-def test_coco_dataset_with_gaps_crowds_and_empty_images(tmp_path):
+def test_annotated_dataset_with_gaps_crowds_and_empty_images(tmp_path):
     document = {
         "images": [
             {"id": 4, "file_name": "a.png", "height": 20, "width": 30},
@@ -87,7 +91,7 @@ def test_coco_dataset_with_gaps_crowds_and_empty_images(tmp_path):
     pictures.mkdir()
     for name in "ab":
         cv2.imwrite(str(pictures / f"{name}.png"), np.full((20, 30, 3), 7, np.uint8))
-    samples = CocoDataset(tmp_path / "x.json", pictures)
+    samples = AnnotatedDataset(read_annotations(tmp_path / "x.json", pictures))
     assert samples.class_names == ("a", "b")
     assert samples[0].labels.tolist() == [2, 1]
     assert samples[0].is_crowd.tolist() == [False, True]
@@ -100,10 +104,10 @@ def test_coco_dataset_with_gaps_crowds_and_empty_images(tmp_path):
         samples[1]
 
 
-def test_coco_dataset_without_images(tmp_path):
+def test_annotated_dataset_without_images(tmp_path):
     (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
     with pytest.raises(AnnotationError, match="lists no images"):
-        CocoDataset(tmp_path / "x.json")
+        AnnotatedDataset(read_annotations(tmp_path / "x.json"))
 
 
 def marked_sample():
@@ -137,14 +141,6 @@ def test_flip_keeps_empty_samples():
     assert flip(empty, horizontal=True, vertical=True).boxes_xyxy.shape == (0, 4)
 
 
-def test_random_flip_gives_all_four_and_repeats_itself():
-    seen = [random_flip(marked_sample(), np.random.default_rng(seed)).frame.tobytes() for seed in range(30)]
-    assert len(set(seen)) == 4
-    assert seen[3] == random_flip(marked_sample(), np.random.default_rng(3)).frame.tobytes()
-    rows_kept = [random_flip(marked_sample(), np.random.default_rng(seed), vertical=False) for seed in range(30)]
-    assert len({sample.frame.tobytes() for sample in rows_kept}) == 2
-
-
 def test_batch_is_the_runtimes_preprocessing_with_boxes_in_network_px():
     spec = spec_for("conveyor", class_names=CLASS_NAMES)
     samples = [ConveyorDataset(2, 5)[0], ConveyorDataset(2, 5, (300, 500))[1]]
@@ -171,7 +167,7 @@ def run_script(*arguments, cwd):
 def test_make_conveyor_writes_train_and_val_by_path(tmp_path):
     result = run_script("--output", "data", "--train", "2", "--val", "1", "--seed", "7", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    train, val = (CocoDataset(tmp_path / "data" / name / "annotations.json") for name in ("train", "val"))
+    train, val = (AnnotatedDataset(read_annotations(tmp_path / "data" / name)) for name in ("train", "val"))
     assert (len(train), len(val)) == (2, 1)
     difference = cv2.absdiff(train[0].frame, render_scene(7, 0).frame)
     assert difference.mean() < 4  # JPEG
@@ -188,3 +184,77 @@ def test_make_conveyor_refuses_wrong_numbers(tmp_path, wrong):
         main(["--output", str(tmp_path / "x"), *wrong])
     assert caught.value.exit_code == 2
     assert not (tmp_path / "x").exists()
+
+
+BOX = (1.0, 1.0, 9.0, 9.0)
+OWN = [Truth("a", 12, 16, ((*BOX, "cat", False), (*BOX, "dog", True))), Truth("b", 12, 16)]
+
+
+def parsed(*words) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser.add_argument_group("data"))
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args([str(word) for word in words])
+
+
+def test_difficult_objects_are_left_out_unless_asked_for(tmp_path):
+    voc = write_voc(tmp_path / "voc", {"train": OWN})
+    spec = spec_for("conveyor", class_names=("cat", "dog"))
+    for options, labels in (([], [1]), (["--use-difficult"], [1, 2])):
+        samples, names = training_samples(parsed("--data", voc, "--split", "train", *options))
+        assert names == ("cat", "dog")
+        assert to_batch([samples[0]], spec).targets[0].labels.tolist() == labels
+
+
+def test_all_formats_by_the_command_line(tmp_path):
+    yolo = write_yolo(tmp_path / "yolo", {"train": OWN, "val": OWN[1:]}, ["cat", "dog"])
+    coco = write_coco(tmp_path / "coco" / "train", OWN, ["cat", "dog"])
+    write_coco(tmp_path / "coco" / "val", OWN[:1], ["cat", "dog"])
+    voc = write_voc(tmp_path / "voc", {"train": OWN, "test": [OWN[0]._replace(name="c")]})
+    for words, count, held_out in (
+        (["--data", yolo], 2, 1),  # data.yaml names both
+        (["--data", coco.parent.parent], 2, 1),  # so does a folder with train/ and val/
+        (["--data", coco, "--val", yolo], 2, 1),
+        (["--data", voc, "--split", "train", "--val-split", "test"], 2, 1),
+        (["--data", voc, "--split", "train+test", "--val", yolo, "--val-split", "train"], 3, 2),
+    ):
+        arguments = parsed(*words)
+        assert len(training_samples(arguments)[0]) == count, words
+        assert len(validation_data(arguments)) == held_out, words
+    with pytest.raises(UserError, match="came without --val"):
+        validation_data(parsed("--data", coco))
+
+
+def test_a_refused_data_set_names_the_command_that_lists_all_faults(tmp_path, capsys):
+    voc = write_voc(tmp_path / "my voc", {"train": OWN})
+    file = voc / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<xmax>9.0", "<xmax>99", 1))
+    training_samples(parsed("--data", voc, "--split", "train"))
+    assert "1 boxes reach out of their image and are cut, 0 have no area" in capsys.readouterr().out
+    file.write_text("")
+    with pytest.raises(AnnotationError, match=r"a\.xml is empty.*python training/data/validate\.py --data '.*my voc' "):
+        training_samples(parsed("--data", voc, "--split", "train"))
+    with pytest.raises(AnnotationError, match="--split nowhere"):
+        training_samples(parsed("--data", voc, "--split", "nowhere"))
+
+
+def test_images_that_would_end_an_epoch_are_found_before_it(tmp_path):
+    coco = write_coco(tmp_path, OWN, ["cat", "dog"])
+    first, second = (tmp_path / "images" / f"{name}.png" for name in "ab")
+    second.write_bytes(first.read_bytes()[:200])
+    arguments = parsed("--data", coco, "--val", coco)
+    training_samples(arguments)  # a worker will report it, and take another image
+    with pytest.raises(SourceError, match=r"1 of 2 images of .*: .*b\.png is cut off .*training/data/validate\.py"):
+        validation_data(arguments)
+    first.unlink()
+    for read in (training_samples, validation_data):
+        with pytest.raises(SourceError, match=r"of 2 images of .*: .*a\.png is not there"):
+            read(arguments)
+
+
+def test_flips_by_the_command_line(tmp_path):
+    coco = write_coco(tmp_path, OWN, ["cat", "dog"])
+    assert training_samples(parsed())[0].augmentation.flip == "both"
+    assert training_samples(parsed("--data", coco))[0].augmentation.flip == "horizontal"
+    assert training_samples(parsed("--data", coco, "--flip", "none"))[0].augmentation.flip == "none"
+    assert training_samples(parsed("--flip", "vertical"))[0].augmentation.flip == "vertical"

@@ -129,6 +129,7 @@ def test_the_layers_of_the_demo():
     [
         ("fasterrcnn_resnet50_fpn", 49 + 4 + 8 + 1 + 2, {"backbone/body/conv1", "backbone/body/layer4/0/downsample/0"}),
         ("fasterrcnn_resnet50_fpn_v2", 49 + 4 + 8 + 2 + 5, {"rpn/head/conv/1/0", "roi_heads/box_head/5"}),
+        ("conveyor_c4", 17 + 3 + 1, {"backbone/body/layer3/1/conv2", "roi_heads/box_head/layer4/0/downsample/0"}),
     ],
 )
 def test_the_layers_of_resnets(architecture, number, some):
@@ -179,8 +180,16 @@ def test_the_model_keeps_its_parameters_and_computes_with_rounded_ones(detector)
     assert quantised.ranges()["backbone/fpn/inner_blocks/1/0"] == quantised.ranges()["backbone/body/8/block/0/0"]
 
 
-@pytest.mark.parametrize(("architecture", "number"), [("conveyor", 8), ("conveyor_resnet50", 12)])
-def test_residual_sums_read_the_rounded_input(architecture, number):
+@pytest.mark.parametrize(
+    ("architecture", "number", "relu"),
+    [
+        ("conveyor", 8, False),
+        ("conveyor_resnet50", 12, True),
+        ("conveyor_c4", 5, True),  # of res5 one
+        ("fasterrcnn_efficientnet_b0_fpn", 9, False),
+    ],
+)
+def test_residual_sums_read_the_rounded_input(architecture, number, relu):
     """A block whose last convolution gives zero passes its input on, on the steps of its first layer's range."""
     model = spread_weights(build_detector(spec_for(architecture, **SMALL)), seed=2)
     move_batch_norms_into_kernels(model)
@@ -201,7 +210,7 @@ def test_residual_sums_read_the_rounded_input(architecture, number):
         norm.bias.zero_()
         model.backbone(images)
     expected = fake_quantise_activation(seen["inputs"], quantised.log_amax[quantised.shared[first]]).detach()
-    assert torch.equal(seen["output"], expected.relu() if architecture == "conveyor_resnet50" else expected)
+    assert torch.equal(seen["output"], expected.relu() if relu else expected)
     assert not torch.equal(seen["inputs"], expected)
 
 

@@ -1,4 +1,4 @@
-"""torchvision's weight files: found, read, and refused with one sentence."""
+"""torchvision's weight files, its own and fine-tuned ones: found, read, and refused with one sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torchvision.models.detection._utils import overwrite_eps
 
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, UserError
 from runtime.preprocess import preprocess
 from tests.helpers import random_frame, spread_weights
 from tests.training.test_models import torchvision_detector
-from training import import_weights
+from training import weight_files
 from training.import_weights import TORCHVISION_NAMES, load_torchvision
 from training.models.detectors import build_detector
 from training.models.specs import spec_for
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """torchvision's folder for weights, empty, on a machine without network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(import_weights, "download_url_to_file", no_network)
+    monkeypatch.setattr(weight_files, "download_url_to_file", no_network)
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -101,7 +101,7 @@ def test_download_goes_where_torchvision_looks(folder, monkeypatch):
         asked.append((url, hash_prefix))
         torch.save(build_detector(spec_for(name)).state_dict(), file)
 
-    monkeypatch.setattr(import_weights, "download_url_to_file", download)
+    monkeypatch.setattr(weight_files, "download_url_to_file", download)
     load_torchvision(name)
     load_torchvision(name)
     assert asked == [(f"https://download.pytorch.org/models/{FILES[name]}", "907ea3f9")]
@@ -126,3 +126,69 @@ def test_file_with_something_else_is_named(folder, content):
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(ArtifactError, match="nearest is 'fasterrcnn_resnet50_fpn_v2'"):
         load_torchvision("fasterrcnn_resnet_50_fpn_v2")
+
+
+# --- files of one's own
+
+SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+def their_state(name: str, num_classes: int, **options) -> dict[str, torch.Tensor]:
+    """The state dict of torchvision's model, as a user saves it, with the background among the classes."""
+    return torchvision_detector(name, num_classes=num_classes, **options).state_dict()
+
+
+@torch.no_grad()
+def test_fine_tuned_file_with_other_classes(tmp_path):
+    made = spread_weights(build_detector(spec_for(SMALL, ("a", "b"))), seed=0)
+    theirs = torchvision_detector(SMALL, num_classes=3, frozen=True)
+    theirs.load_state_dict(made.state_dict())
+    file = tmp_path / "tuned.pth"
+    torch.save(theirs.state_dict(), file)
+    model, spec = load_torchvision(f"{SMALL}={file}")
+    assert spec == spec_for(SMALL, ("class 1", "class 2"))
+    images, im_info = map(torch.from_numpy, preprocess([random_frame(0, 240, 320)], spec))
+    for ours, expected in zip(model(images, im_info), made(images, im_info), strict=True):
+        assert torch.equal(ours, expected)
+    assert load_torchvision(f"{SMALL}={file}", ["bolt", "nut"])[1].class_names == ("bolt", "nut")
+    with pytest.raises(UserError, match="1 class names were given for weights with 2 classes"):
+        load_torchvision(f"{SMALL}={file}", ["bolt"])
+
+
+@torch.no_grad()
+def test_fine_tuned_file_whose_normalisations_were_not_frozen(tmp_path):
+    """torchvision freezes them only with pretrained weights; what was trained along keeps its counts in the file."""
+    theirs = torchvision_detector(SMALL, num_classes=4)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith(("running_var", "running_mean")):
+            buffer.uniform_(0.5, 1.5)
+    torch.save(theirs.state_dict(), tmp_path / "tuned.pth")
+    model, spec = load_torchvision(f"{SMALL}={tmp_path / 'tuned.pth'}")
+    assert spec.backbone.norm == "batch_norm"
+    image = torch.randn(1, 3, 96, 128)
+    for ours, expected in zip(model.backbone(image), theirs.backbone(image).values(), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_checkpoint_of_90_classes_has_cocos_names(tmp_path):
+    torch.save({"model": their_state(SMALL, 91, frozen=True), "epoch": 7}, tmp_path / "coco.pth")
+    assert load_torchvision(f"{SMALL}={tmp_path / 'coco.pth'}")[1] == spec_for(SMALL)
+
+
+def test_every_key_of_an_own_file_counts(tmp_path):
+    good, file = their_state(SMALL, 3, frozen=True), tmp_path / "tuned.pth"
+    key = "rpn.head.conv.0.0.weight"
+    for changes, message in (
+        ({key: None}, f"lacks the weights {key} .* give a state dict of torchvision's {SMALL}"),
+        ({"mask": torch.zeros(1)}, "has weights mask that its spec does not know"),
+        ({key: good[key][:5]}, r"rpn\.head\.conv\.0\.0\.weight of shape \(5, 256, 3, 3\)"),
+        ({"roi_heads.box_predictor.cls_score.weight": None}, "does not hold the weights of"),
+    ):
+        torch.save({name: value for name, value in (good | changes).items() if value is not None}, file)
+        with pytest.raises(ArtifactError, match=message):
+            load_torchvision(f"{SMALL}={file}")
+    torch.save(good, file)
+    with pytest.raises(ArtifactError, match=r"lacks|has weights"):
+        load_torchvision(f"fasterrcnn_resnet50_fpn={file}")
+    with pytest.raises(ArtifactError, match=r"there is no file nowhere\.pth"):
+        load_torchvision(f"{SMALL}=nowhere.pth")

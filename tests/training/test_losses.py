@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision.ops.boxes
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
-from torchvision.ops import box_iou
 
 from runtime.preprocess import preprocess
 from tests.helpers import random_frame, spread_weights
 from tests.training.test_models import torchvision_detector, torchvision_input
-from training.losses import Targets, TrainSettings, detector_losses, match, rpn_losses, sample_labels, sample_rois
+from training.losses import Losses, Targets
 from training.models.detectors import FasterRcnn, build_detector
 from training.models.specs import spec_for
+from training.settings import PUBLISHED, TrainSettings
 
 NAME = "fasterrcnn_mobilenet_v3_large_320_fpn"
 FRAME_HWS = ((300, 400), (420, 320))
@@ -25,15 +29,10 @@ BOXES = (  # image px; the second image has one box
 LABELS = (torch.tensor([3, 17, 90]), torch.tensor([1]))
 
 
-def random_boxes(count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(count, 2, generator=generator) * 200
-    return torch.cat((corners, corners + torch.rand(count, 2, generator=generator) * 80 + 1), dim=1)
-
-
 @pytest.fixture
 def no_chance(monkeypatch):
     """Samplers take the first candidates, and torchvision's NMS is the exact one."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.linspace(0, 0.9, shape[-1]).expand(shape))
     monkeypatch.setattr(torch, "randperm", lambda count, device=None: torch.arange(count, device=device))
     exact = torchvision.ops.boxes._batched_nms_vanilla
     monkeypatch.setattr(torchvision.ops.boxes, "_batched_nms_coordinate_trick", exact)
@@ -49,18 +48,54 @@ def network_targets(im_info: Tensor, boxes=BOXES, labels=LABELS) -> list[Targets
     return [Targets(box * scale, label) for box, scale, label in zip(boxes, scales, labels, strict=True)]
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["with boxes", "second image without boxes"])
-def test_losses_and_gradients_equal_torchvisions(ours, no_chance, empty):
+OTHER = TrainSettings(
+    rpn_pre_nms_top_n=700,
+    rpn_post_nms_top_n=150,
+    rpn_foreground_iou=0.6,
+    rpn_background_iou=0.2,
+    rpn_batch_per_image=40,
+    rpn_positive_fraction=0.1,
+    box_foreground_iou=0.6,
+    box_background_iou=0.4,
+    box_batch_per_image=60,
+    box_positive_fraction=0.1,
+)
+
+
+def follow(theirs: FasterRCNN, settings: TrainSettings) -> None:
+    """Give torchvision's detector all settings that it has a place for."""
+    theirs.rpn._pre_nms_top_n["training"] = settings.rpn_pre_nms_top_n
+    theirs.rpn._post_nms_top_n["training"] = settings.rpn_post_nms_top_n
+    theirs.rpn.proposal_matcher = Matcher(settings.rpn_foreground_iou, settings.rpn_background_iou, True)
+    theirs.rpn.fg_bg_sampler = BalancedPositiveNegativeSampler(
+        settings.rpn_batch_per_image, settings.rpn_positive_fraction
+    )
+    theirs.roi_heads.proposal_matcher = Matcher(settings.box_foreground_iou, settings.box_background_iou, False)
+    theirs.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(
+        settings.box_batch_per_image, settings.box_positive_fraction
+    )
+
+
+CASES = {
+    "its defaults": (TrainSettings(), False),
+    "all its options": (OTHER, False),
+    "image without boxes": (OTHER, True),
+}
+
+
+@pytest.mark.parametrize(("settings", "empty"), CASES.values(), ids=CASES)
+def test_losses_and_gradients_equal_torchvisions(ours, no_chance, settings, empty):
     boxes = (BOXES[0], torch.zeros(0, 4)) if empty else BOXES
     labels = (LABELS[0], torch.zeros(0, dtype=torch.int64)) if empty else LABELS
     theirs = torchvision_detector(NAME, frozen=True).train()
+    follow(theirs, settings)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     frames = [random_frame(index, *frame_hw) for index, frame_hw in enumerate(FRAME_HWS)]
     images, im_info = map(torch.from_numpy, preprocess(frames, ours.spec))
     theirs.transform.register_forward_hook(lambda _module, _inputs, output: setattr(output[0], "tensors", images))
     targets = [{"boxes": box.clone(), "labels": label} for box, label in zip(boxes, labels, strict=True)]
     expected = theirs([torchvision_input(frame, torch.float32) for frame in frames], targets)
-    losses = ours.losses(images, im_info, network_targets(im_info, boxes, labels))
+    losses = ours.losses(images, im_info, network_targets(im_info, boxes, labels), settings)
     pairs = {
         "rpn_objectness": "loss_objectness",
         "rpn_box": "loss_rpn_box_reg",
@@ -77,102 +112,6 @@ def test_losses_and_gradients_equal_torchvisions(ours, no_chance, empty):
     for name, parameter in ours.named_parameters():
         scale = their_gradients[name].abs().max().item()
         torch.testing.assert_close(parameter.grad, their_gradients[name], rtol=1e-4, atol=1e-4 * scale + 1e-8)
-
-
-@pytest.mark.parametrize("keep_best", [False, True])
-@pytest.mark.parametrize("thresholds", [(0.7, 0.3), (0.5, 0.5)])
-def test_match_equals_torchvisions_matcher(keep_best, thresholds):
-    boxes, targets = random_boxes(400, 0), random_boxes(9, 1)
-    expected = Matcher(*thresholds, allow_low_quality_matches=keep_best)(box_iou(targets, boxes))
-    matches = match(targets, boxes, *thresholds, keep_best=keep_best)
-    assert torch.equal(matches.is_foreground, expected >= 0)
-    assert torch.equal(matches.is_background, expected == Matcher.BELOW_LOW_THRESHOLD)
-    assert torch.equal(matches.target[expected >= 0], expected[expected >= 0])
-    assert matches.is_foreground.any()
-
-
-def test_every_target_that_overlaps_an_anchor_gets_one():
-    boxes, targets = random_boxes(300, 2), random_boxes(6, 3)
-    matches = match(targets, boxes, 0.95, 0.3, keep_best=True)
-    best = box_iou(targets, boxes).argmax(dim=1)
-    assert matches.is_foreground[best].all()
-    assert not match(targets, boxes, 0.95, 0.3, keep_best=False).is_foreground[best].all()
-
-
-def test_a_target_far_from_all_anchors_takes_none():
-    """Its best IoU is 0, and so is that of every anchor: torchvision would make all of them foreground."""
-    matches = match(torch.tensor([[900.0, 900.0, 950.0, 950.0]]), random_boxes(50, 4), 0.7, 0.3, keep_best=True)
-    assert not matches.is_foreground.any()
-    assert matches.is_background.all()
-
-
-def test_labels_of_matches():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5.5], [0, 0, 10, 3], [50, 50, 60, 60]])
-    matches = match(boxes[:1], boxes, 0.7, 0.4, keep_best=False)
-    assert matches.labels(torch.tensor([7])).tolist() == [7, -1, 0, 0]  # IoU 1, 0.55, 0.3, 0
-    assert match(boxes[:0], boxes, 0.7, 0.4, keep_best=True).labels(LABELS[0][:0]).tolist() == [0, 0, 0, 0]
-
-
-@pytest.mark.parametrize(("positives", "negatives"), [(300, 5000), (10, 5000), (300, 20), (0, 50), (5, 0), (0, 0)])
-def test_sample_keeps_torchvisions_numbers(positives, negatives):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.cat((torch.full((positives,), 4), torch.zeros(negatives, dtype=torch.int64), torch.full((30,), -1)))
-    labels = labels[torch.randperm(len(labels), generator=generator)]
-    expected_positive, expected_negative = BalancedPositiveNegativeSampler(256, 0.5)([labels])
-    sampled = sample_labels(labels, 256, 0.5)
-    assert (sampled > 0).sum() == expected_positive[0].sum()
-    assert (sampled == 0).sum() == expected_negative[0].sum()
-    assert torch.equal(sampled[sampled != -1], labels[sampled != -1])  # nothing gets another label
-
-
-def test_sampling_is_random_and_seeded():
-    labels = torch.zeros(1000, dtype=torch.int64)
-    draws = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        draws.append(sample_labels(labels, 100, 0.5))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
-def test_rois_are_sampled_with_the_target_boxes_among_them():
-    target = Targets(torch.tensor([[10.0, 10.0, 50.0, 50.0]]), torch.tensor([2]))
-    rois = torch.zeros(2, 5, 4)
-    rois[0, :2] = torch.tensor([[11.0, 11.0, 50.0, 50.0], [100.0, 100.0, 120.0, 120.0]])
-    nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    counts = torch.tensor([2, 0], dtype=torch.int32)
-    sample = sample_rois(rois, counts, [target, nothing], (10.0, 10.0, 5.0, 5.0), TrainSettings())
-    assert sample.images.tolist() == [0, 0, 0]
-    assert sample.labels.tolist() == [2, 0, 2]
-    assert torch.equal(sample.rois[2], target.boxes[0])
-    assert torch.equal(sample.deltas[2], torch.zeros(4))
-
-
-@pytest.mark.parametrize("agnostic", [False, True])
-def test_detector_losses_by_hand(agnostic):
-    """Two rois: foreground class 1 with an error of 2 in one delta, and background."""
-    target = Targets(torch.tensor([[0.0, 0.0, 20.0, 20.0]]), torch.tensor([1]))
-    rois = torch.tensor([[[60.0, 60.0, 70.0, 70.0]]])
-    sample = sample_rois(rois, torch.tensor([1]), [target], (10.0, 10.0, 5.0, 5.0), TrainSettings())
-    deltas = torch.zeros(2, 4 if agnostic else 8)
-    deltas[1, 0 if agnostic else 4] = 2.0
-    class_loss, box_loss = detector_losses(torch.zeros(2, 2), deltas, sample, TrainSettings())
-    torch.testing.assert_close(class_loss, torch.tensor(2.0).log())
-    torch.testing.assert_close(
-        box_loss, torch.tensor((2.0 - 0.5 / 9) / 2)
-    )  # beyond beta: |error| - beta / 2, over 2 rois
-
-
-def test_rpn_losses_by_hand():
-    """One anchor on the target and one far off, logits 0: objectness log 2; a delta off by 1: (1 - beta / 2) / 2."""
-    anchors = torch.tensor([[0.0, 0.0, 20.0, 20.0], [100.0, 100.0, 120.0, 120.0]])
-    target = Targets(anchors[:1], torch.tensor([5]))
-    deltas = torch.zeros(1, 8, 1, 1)
-    deltas[0, 2] = 1.0  # dw of anchor 0
-    deltas[0, 4:] = 9.0  # of the background anchor: no part of the loss
-    losses = rpn_losses([torch.zeros(1, 2, 1, 1)], [deltas], anchors, [target], (1.0, 1.0, 1.0, 1.0), TrainSettings())
-    torch.testing.assert_close(losses[0], torch.tensor(2.0).log())
-    torch.testing.assert_close(losses[1], torch.tensor((1.0 - 0.5 / 9) / 2))
 
 
 BAD_BOXES = {
@@ -218,3 +157,71 @@ def test_settings_reach_the_losses(ours):
         ours.losses(images, im_info, network_targets(im_info), TrainSettings(box_batch_per_image=rois_per_image))
     hook.remove()
     assert seen == [16, 64]
+
+
+EVERY_OPTION = [
+    PUBLISHED,
+    TrainSettings(rpn_objectness_loss="focal"),
+    TrainSettings(rpn_box_loss="giou", box_loss="giou"),
+    TrainSettings(rpn_smooth_l1_beta=0.0, box_smooth_l1_beta=0.0),
+]
+
+
+@pytest.mark.parametrize("settings", EVERY_OPTION, ids=["published", "focal", "giou", "l1"])
+def test_every_option_trains_both_stages_also_in_half_precision(settings):
+    """float32 losses under autocast, near those without; every learning weight of the heads gets a gradient."""
+    torch.manual_seed(0)
+    model = build_detector(spec_for("conveyor_c4", ("a", "b"))).train()
+    model.backbone.eval()  # batch statistics would differ
+    images, im_info = torch.randn(2, 3, 96, 128), torch.tensor([[96.0, 128.0, 1.0, 1.0], [90.0, 100.0, 1.0, 1.0]])
+    targets = [Targets(torch.tensor([[10.0, 20.0, 50.0, 60.0], [60.0, 30.0, 90.0, 80.0]]), torch.tensor([1, 2]))] * 2
+    settings = replace(settings, rpn_post_nms_top_n=50)
+    losses = []
+    for is_half in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+            losses.append(model.losses(images, im_info, targets, settings))
+    for name, loss, half in zip(Losses._fields, *losses, strict=True):
+        assert half.dtype == torch.float32
+        assert loss > 0, name
+        torch.testing.assert_close(half, loss, rtol=0.1, atol=0.01)
+    sum(losses[0]).backward()
+    for part in (model.rpn.head.cls_logits, model.rpn.head.bbox_pred, model.roi_heads.box_predictor):
+        assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in part.parameters())
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: a number read from a tensor, or a shape that depends on values."""
+
+    WAITING = ("nonzero", "_local_scalar_dense", "masked_select", "_unique2", "bincount")
+
+    def __init__(self, monkeypatch) -> None:
+        super().__init__()
+        self.count = 0
+        tolist = Tensor.tolist
+
+        def counted(tensor: Tensor):
+            self.count += 1
+            return tolist(tensor)
+
+        monkeypatch.setattr(Tensor, "tolist", counted)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        self.count += by_mask or name in self.WAITING
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [TrainSettings(), PUBLISHED], ids=["torchvision", "published"])
+def test_the_host_waits_for_the_device_a_few_times_per_batch(monkeypatch, settings):
+    """Not per image or level: but for NMS, which waits inside the op that makes proposals."""
+    model = build_detector(spec_for("conveyor", ("a", "b"))).train()
+    target = Targets(torch.tensor([[10.0, 20.0, 50.0, 60.0]]), torch.tensor([1]))
+    for batch in (1, 4):
+        images, im_info = torch.randn(batch, 3, 64, 96), torch.tensor([[64.0, 96.0, 1.0, 1.0]] * batch)
+        with WaitsForTheDevice(monkeypatch) as waits:
+            model.losses(images, im_info, [target] * batch, replace(settings, rpn_post_nms_top_n=50))
+        assert 0 < waits.count <= 5

@@ -17,12 +17,12 @@ from torchvision.ops import FrozenBatchNorm2d
 from runtime.errors import SpecError
 from runtime.preprocess import preprocess
 from tests.helpers import random_frame, spread_weights
+from training.import_weights import TORCHVISION_NAMES
 from training.losses import Targets
 from training.models.anchors import base_anchors, grid_anchors, level_strides
+from training.models.backbones import build_backbone
 from training.models.detectors import FasterRcnn, build_detector
 from training.models.specs import COCO_CLASS_NAMES, PRESETS, spec_for
-
-TORCHVISION_NAMES = [name for name in PRESETS if name.startswith("fasterrcnn")]
 
 # |difference| allowed: box in image px, score
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-5
@@ -182,12 +182,13 @@ def test_nominal_strides_ignore_the_image():
 def test_strides_and_scales_are_those_of_the_network(name):
     """What the spec declares is what the layers do: a 256 x 320 input has 256 / stride x 320 / stride cells."""
     spec = spec_for(name, ("a",))
-    model = build_detector(spec).eval()
+    backbone = build_backbone(spec.backbone).eval()
     with torch.no_grad():
-        features = model.backbone(torch.zeros(1, 3, 256, 320))
+        features = backbone(torch.zeros(1, 3, 256, 320))
     strides = spec.anchors.strides
     assert [feature.shape[-2:] for feature in features] == [(256 // stride, 320 // stride) for stride in strides]
-    assert {feature.shape[1] for feature in features} == {spec.backbone.fpn_channels}
+    assert {feature.shape[1] for feature in features} == {backbone.out_channels}
+    assert spec.backbone.fpn_channels in (None, backbone.out_channels)
     pooled = [strides[level] for level in spec.roi_pooling.levels]
     assert list(spec.roi_pooling.spatial_scales) == [1 / stride for stride in pooled]
 

@@ -17,13 +17,13 @@ from training.backend import TorchBackend
 from training.checkpoint import load_checkpoint
 from training.models.detectors import build_detector
 from training.models.specs import spec_for
+from training.peer_detector import torchvision_detector
 from training.peers import (
     TorchvisionEager,
     TorchvisionOnnx,
     export_torchvision,
     image_tensor,
     torchvision_contestants,
-    torchvision_detector,
     write_random_checkpoint,
 )
 from training.random_weights import spread_weights
@@ -98,6 +98,23 @@ def test_what_torchvision_cannot_do_is_refused():
     model, _ = small_detector("conveyor")
     model.spec = model.spec.replace(detection=dataclasses.replace(model.spec.detection, min_size=5.0))
     with pytest.raises(UserError, match="leave out --against"):
+        torchvision_detector(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("conveyor_c4", {}, "no FPN, .*two scores per anchor, other RoI pooling"),
+        ("conveyor", {"rpn": {"channels": 40}}, "other channels in the RPN"),
+        ("conveyor", {"rpn": {"objectness": "softmax"}}, "two scores per anchor"),
+        ("conveyor", {"anchors": {"rounding": "none"}}, "anchors in another order or not rounded"),
+        ("conveyor", {"roi_pooling": {"aligned": True}}, "other RoI pooling"),
+        ("conveyor", {"box_head": {"class_agnostic": True}}, "class-agnostic boxes"),
+    ],
+)
+def test_detectors_of_another_kind_are_refused(name, changes, what):
+    model = build_detector(spec_for(name, class_names=NAMES, **changes))
+    with pytest.raises(UserError, match=f"{name} has {what}, which torchvision's Faster R-CNN cannot have"):
         torchvision_detector(model)
 
 

@@ -28,6 +28,7 @@ from training.quantise_observe import observe_ranges
 from training.quantise_ranges import ObservedImages, frames_digest, weights_digest
 from training.quantise_trainer import RANGE_RATE, QuantisedTrainer
 from training.schedule import TrainOptions
+from training.tasks import JointTask
 from training.trainer import Trainer
 
 SPEC = spec_for("conveyor", class_names=CountingSamples.class_names, **SMALL)
@@ -60,7 +61,7 @@ def make_trainer(
         samples=samples,
         validate=lambda model: {"ap": next(aps, 0.5), "ap50": 0.6},
         options=TrainOptions(**{**values, **options}),
-        settings=SETTINGS,
+        task=JointTask(SETTINGS),
         folder=folder,
         device=torch.device("cpu"),
         notes={"command": "test"},
@@ -97,16 +98,18 @@ def test_fine_tuning_mends_what_four_bits_harm(tmp_path):
     batch = to_batch([samples[0], samples[1]], spec)
 
     def loss() -> float:
+        """Of ten draws of anchors and rois: of one it says more about the draw than about the weights."""
         torch.manual_seed(3)
         with torch.no_grad():
-            return float(sum(model.losses(batch.images, batch.im_info, batch.targets, SETTINGS)))
+            draws = [sum(model.losses(batch.images, batch.im_info, batch.targets, SETTINGS)) for _ in range(10)]
+        return float(torch.stack(draws).mean())
 
     exact = loss()
     quantised = FakeQuantisation(model, observe_ranges(model, [(batch.images[:1], batch.im_info[:1])]), bits=4)
     harmed = loss()
     options = {"steps_per_round": 12, "epochs": 1, "learning_rate": 1e-4}
     make_trainer(tmp_path, samples, model=model, quantised=quantised, spec=spec, **options).fit()
-    assert harmed > 1.3 * exact
+    assert harmed > 1.2 * exact
     assert loss() < exact + 0.3 * (harmed - exact)
 
 

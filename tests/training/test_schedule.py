@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import UserError
 from training.loader import epoch_batches
-from training.schedule import TrainOptions, learning_rate_at
+from training.schedule import TrainOptions, add_option_arguments, learning_rate_at, train_options
 
 
 @given(st.integers(2, 5000), st.sampled_from(["cosine", "multistep"]))
@@ -43,3 +45,40 @@ def test_batches_are_the_same_for_the_same_seed_and_use_no_image_twice(count, si
 def test_options_that_make_no_sense_are_refused(field):
     with pytest.raises(UserError, match=f"--{field.replace('_', '-')} is 0"):
         TrainOptions(**{field: 0})
+
+
+def test_milestones_are_epochs():
+    options = TrainOptions(schedule="multistep", warmup_steps=0, learning_rate=1.0, epochs=10, milestones=(4, 8.5))
+    rates = [learning_rate_at(step, 100, options) for step in (0, 39, 40, 84, 85, 99)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+BAD_OPTIONS = [  # options, the words of the sentence
+    ({"accumulate": 0}, "--accumulate is 0: expected a number above 0"),
+    ({"save_minutes": -1}, "--save-minutes is -1: expected 0 or more"),
+    ({"ema": 1.0}, "--ema is 1.0: expected a decay below 1"),
+    ({"milestones": (4,)}, "came without --schedule multistep"),
+    ({"schedule": "multistep", "milestones": (8, 4)}, "--milestones is 8 4: expected ascending epochs"),
+    ({"schedule": "multistep", "milestones": (4, 12)}, "--milestones is 4 12: expected .* between 0 and --epochs 12"),
+    ({"learning_rate": float("nan")}, "--learning-rate is nan"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS)
+def test_options_that_do_not_fit_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        TrainOptions(**options)
+
+
+def parsed(*words: str) -> TrainOptions:
+    parser = argparse.ArgumentParser()
+    add_option_arguments(parser.add_argument_group("training"))
+    return train_options(parser.parse_args(words))
+
+
+def test_the_command_line_gives_the_options():
+    assert parsed() == TrainOptions(tensorboard=True)
+    words = ["--schedule", "multistep", "--milestones", "3", "6", "--bfloat16", "--ema", "0.99"]
+    expected = {"schedule": "multistep", "milestones": (3.0, 6.0), "precision": "bfloat16", "ema": 0.99}
+    assert parsed(*words, "--no-tensorboard", "--deterministic") == TrainOptions(**expected, deterministic=True)
+    assert parsed("--precision", "float32", "--save-minutes", "0.5").save_minutes == 0.5

@@ -13,15 +13,18 @@ import cv2
 import pytest
 import torch
 
+from runtime.coco import read_coco
 from runtime.conveyor.dataset import write_dataset
-from runtime.errors import ArtifactError, RunError
+from runtime.errors import ArtifactError, RunError, UserError
 from training import train
 from training.checkpoint import load_checkpoint, read_checkpoint
+from training.data import sources
 from training.data.conveyor import ConveyorDataset
-from training.losses import TrainSettings
 from training.models.detectors import build_detector
 from training.models.specs import spec_for
 from training.schedule import TrainOptions
+from training.settings import TrainSettings
+from training.tasks import JointTask
 from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +57,7 @@ def make_trainer(folder: Path, samples, *, device: torch.device | None = None, *
         samples=samples,
         validate=lambda model: {"ap": 0.5, "ap50": 0.6},
         options=TrainOptions(**{**values, **options}),
-        settings=SETTINGS,
+        task=JointTask(SETTINGS),
         folder=folder,
         device=device or torch.device("cpu"),
         notes={"command": "test"},
@@ -143,7 +146,7 @@ BAD_COMMANDS = [  # arguments after --data, the words of the sentence
 
 @pytest.mark.parametrize(("arguments", "words"), BAD_COMMANDS)
 def test_bad_arguments_get_one_sentence(data, tmp_path, monkeypatch, arguments, words):
-    monkeypatch.setattr(train, "held_out_images", lambda: train.read_coco(data, None))
+    monkeypatch.setattr(sources, "held_out_images", lambda: read_coco(data))
     with pytest.raises(Exception, match=words) as caught:
         train.main(["--data", str(data), "--output", str(tmp_path / "run"), *arguments])
     assert getattr(caught.value, "exit_code", None) == 2
@@ -151,7 +154,7 @@ def test_bad_arguments_get_one_sentence(data, tmp_path, monkeypatch, arguments, 
 
 def test_an_earlier_run_is_not_written_over(data, tmp_path):
     (tmp_path / "best.pt").write_text("precious")
-    with pytest.raises(train.UserError, match="holds an earlier run"):
+    with pytest.raises(UserError, match="holds an earlier run"):
         train.main(["--data", str(data), "--val", str(data), "--output", str(tmp_path)])
     assert (tmp_path / "best.pt").read_text() == "precious"
 

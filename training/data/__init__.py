@@ -1,1 +1,1 @@
-"""Data sets that give Samples (COCO files, generated conveyor scenes), and how Samples become a batch."""
+"""Data sets that give Samples (annotated images, generated conveyor scenes), and how Samples become a batch."""

@@ -20,15 +20,17 @@ from training.losses import Targets
 
 class Batch(NamedTuple):
     """images float32 [B,3,H,W]; im_info float32 [B,4]; targets: per picture boxes float32 [N,4] xyxy network px and
-    labels int64 [N] 1..K, crowd regions left out; image_ids: as in the annotation file."""
+    labels int64 [N] 1..K, crowd regions left out; image_ids: as in the annotation file; unreadable: one sentence, which
+    names its path, for each image that could not be read and whose place another one took."""
 
     images: Tensor
     im_info: Tensor
     targets: list[Targets]
     image_ids: list[int]
+    unreadable: tuple[str, ...] = ()
 
 
-def to_batch(samples: Sequence[Sample], spec: DetectorSpec) -> Batch:
+def to_batch(samples: Sequence[Sample], spec: DetectorSpec, unreadable: Sequence[str] = ()) -> Batch:
     """Preprocesses the frames and brings their boxes from image px to network px.
 
     Crowd boxes are left out: they are neither one object nor background.
@@ -40,4 +42,5 @@ def to_batch(samples: Sequence[Sample], spec: DetectorSpec) -> Batch:
         single = ~sample.is_crowd
         boxes = boxes_to_network(sample.boxes_xyxy[single], row).astype(np.float32)
         targets.append(Targets(torch.from_numpy(boxes), torch.from_numpy(sample.labels[single])))
-    return Batch(torch.from_numpy(images), torch.from_numpy(im_info), targets, [sample.image_id for sample in samples])
+    ids = [sample.image_id for sample in samples]
+    return Batch(torch.from_numpy(images), torch.from_numpy(im_info), targets, ids, tuple(unreadable))

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from runtime.conveyor import CLASS_NAMES
 from runtime.conveyor.dataset import HELD_OUT_FIRST
 from runtime.conveyor.scene import FRAME_HW, render_scene
+from training.data.augmentation import Augmentation
 from training.data.sample import Sample
 
 
@@ -30,6 +31,7 @@ class ConveyorDataset(Dataset[Sample]):
         if first < HELD_OUT_FIRST < first + count:
             raise ValueError(f"received {count} pictures from {first} on: only {HELD_OUT_FIRST} are for training.")
         self.count, self.seed, self.size_hw, self.first = count, seed, size_hw, first
+        self.augmentation = Augmentation()  # flips both ways: the camera looks down on the belt
 
     def __len__(self) -> int:
         return self.count

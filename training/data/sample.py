@@ -1,4 +1,4 @@
-"""What every data set gives, and the flips that augment it.
+"""What every data set gives, and how it is mirrored.
 
 Shapes: H, W frame sides, px; N boxes. Boxes are xyxy float32 in image px.
 """
@@ -14,7 +14,8 @@ class Sample(NamedTuple):
     """One annotated picture.
 
     frame: uint8 [H,W,3] BGR. boxes_xyxy: float32 [N,4], 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H.
-    labels: int64 [N], 1..K (0 is the background). is_crowd: bool [N], regions with too many objects to tell apart.
+    labels: int64 [N], 1..K (0 is the background). is_crowd: bool [N], what training leaves out: regions with too many
+    objects to tell apart, and objects that the data marks as difficult.
     image_id: the picture's id in its annotation file.
     """
 
@@ -36,9 +37,3 @@ def flip(sample: Sample, *, horizontal: bool, vertical: bool) -> Sample:
         frame = frame[::-1]
         boxes = np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], axis=1)
     return sample._replace(frame=np.ascontiguousarray(frame), boxes_xyxy=boxes.astype(np.float32))
-
-
-def random_flip(sample: Sample, rng: np.random.Generator, *, vertical: bool = True) -> Sample:
-    """Mirrors with probability 1/2 left-right and, if vertical is allowed, with 1/2 up-down."""
-    horizontal, upside_down = rng.random(2) < 0.5
-    return flip(sample, horizontal=bool(horizontal), vertical=bool(upside_down) and vertical)

@@ -15,13 +15,16 @@ from runtime.spec import AnchorSpec
 
 
 def base_anchors(spec: AnchorSpec) -> list[Tensor]:
-    """Anchors around the origin of a cell, float32 [A, 4] per level; for each aspect ratio (h / w), each size."""
+    """Anchors around the origin of a cell, float32 [A, 4] per level, in the spec's order and rounded as it says."""
     anchors = []
     for sizes, ratios in zip(spec.sizes, spec.aspect_ratios, strict=True):
         height_ratios = torch.sqrt(torch.tensor(ratios))
         heights = (height_ratios[:, None] * torch.tensor(sizes)).flatten()  # [ratios, sizes] -> [A]
         widths = ((1 / height_ratios)[:, None] * torch.tensor(sizes)).flatten()
-        anchors.append((torch.stack((-widths, -heights, widths, heights), dim=1) / 2).round())
+        cells = torch.stack((-widths, -heights, widths, heights), dim=1) / 2
+        if spec.order == "size_major":
+            cells = cells.unflatten(0, (len(ratios), len(sizes))).transpose(0, 1).flatten(0, 1)
+        anchors.append(cells.round() if spec.rounding == "half_even" else cells)
     return anchors
 
 

@@ -11,21 +11,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation
 
-from runtime.spec import BoxHeadSpec
+from runtime.errors import SpecError
+from runtime.spec import DetectorSpec
+from training.models.backbones import build_res5
 
 
 class TwoMlpHead(nn.Module):
-    """Two fully connected layers, [N, C, P, P] -> [N, F]. Ref: Lin et al., FPN (2017), section 5.2."""
+    """Two fully connected layers, [N, C, P, P] -> [N, F]; in training behind each a dropout of `dropout` (default 0).
+
+    Ref: Girshick, Fast R-CNN (2015): VGG-16's fc6 and fc7; Lin et al., FPN (2017), section 5.2.
+    """
 
     def __init__(self, in_features: int, representation_size: int) -> None:
         super().__init__()
+        self.dropout = 0.0  # a matter of training, so no part of the spec
         self.fc6 = nn.Linear(in_features, representation_size)
         self.fc7 = nn.Linear(representation_size, representation_size)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[N, C, P, P] -> [N, F]."""
         hidden = functional.relu(self.fc6(pooled.flatten(start_dim=1)))
-        return functional.relu(self.fc7(hidden))
+        hidden = functional.relu(self.fc7(functional.dropout(hidden, self.dropout, self.training)))
+        return functional.dropout(hidden, self.dropout, self.training)
 
 
 class ConvFcHead(nn.Sequential):
@@ -44,6 +51,21 @@ class ConvFcHead(nn.Sequential):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Res5Head(nn.Module):
+    """The last stage of a ResNet and the mean over its cells, [N, C, P, P] -> [N, 2C].
+
+    Ref: He et al., Deep Residual Learning (2016), appendix A (C4 detectors).
+    """
+
+    def __init__(self, layer4: nn.Module) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[N, C, P, P] -> [N, 2C]."""
+        return self.layer4(pooled).mean(dim=(2, 3))
 
 
 class BoxPredictor(nn.Module):
@@ -72,11 +94,23 @@ class RoiHeads(nn.Module):
         return self.box_predictor(self.box_head(pooled))
 
 
-def build_roi_heads(spec: BoxHeadSpec, *, channels: int, pooled_size: int, num_classes: int) -> RoiHeads:
-    """The heads that `spec` describes, for `channels` x `pooled_size` x `pooled_size` rois and K = `num_classes`."""
-    size = spec.representation_size
-    if spec.kind == "two_mlp":
+def build_roi_heads(spec: DetectorSpec, *, channels: int) -> RoiHeads:
+    """The heads that `spec` describes, for rois pooled from features of `channels` channels.
+
+    Raises:
+        SpecError: a representation size that the ResNet's last stage does not have.
+    """
+    rule, pooled_size = spec.box_head, spec.roi_pooling.output_size
+    size = rule.representation_size
+    if rule.kind == "two_mlp":
         head: nn.Module = TwoMlpHead(channels * pooled_size**2, size)
+    elif rule.kind == "conv_fc":
+        head = ConvFcHead(channels, pooled_size, rule.conv_channels, size)
     else:
-        head = ConvFcHead(channels, pooled_size, spec.conv_channels, size)
-    return RoiHeads(box_head=head, box_predictor=BoxPredictor(size, num_classes, spec.class_agnostic))
+        head = Res5Head(build_res5(spec.backbone))
+        if size != 2 * channels:
+            raise SpecError(
+                f"spec.box_head.representation_size is {size}: res5 of {spec.backbone.name} makes {2 * channels} "
+                "channels; use that, with stage 3 as the backbone's only one."
+            )
+    return RoiHeads(box_head=head, box_predictor=BoxPredictor(size, spec.num_classes, rule.class_agnostic))

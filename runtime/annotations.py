@@ -1,0 +1,92 @@
+"""Reads annotations of whichever format is there: COCO, Pascal VOC or YOLO text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.annotated_images import CocoAnnotations
+from runtime.annotation_faults import AnnotationFault, Findings
+from runtime.coco import read_coco
+from runtime.voc import read_voc
+from runtime.voc_folders import is_voc
+from runtime.yolo import read_yolo
+from runtime.yolo_folders import is_yolo, yaml_file
+from runtime.yolo_yaml import YoloFile
+
+COCO_NAMES = ("annotations.json", "_annotations.coco.json")
+
+
+def read_annotations(
+    path: str | Path,
+    images: str | Path | None = None,
+    split: str | None = None,
+    *,
+    usual_split: str | None = None,
+    findings: Findings | None = None,
+) -> CocoAnnotations:
+    """Reads and checks annotations; what `path` is decides the format.
+
+    Args:
+        path: a COCO JSON file or a folder with annotations.json; a Pascal VOC folder (of a year, of several years, or
+            of XML files); a YOLO data.yaml, or a folder with it, or with images/, labels/ and classes.txt.
+        images: folder of the images, where it is not the annotations' own; not for YOLO.
+        split: which part; VOC: "trainval", "train+val", of several years "2007_trainval+2012_trainval", or a folder of
+            XML files so called; YOLO: "train", "val" or "test"; COCO: a folder so called, with annotations.json.
+        usual_split: the split where none was named, but a data.yaml, or a folder of COCO folders, has one so called.
+        findings: where faults go; None: the first is raised.
+
+    Raises:
+        AnnotationError: one sentence that names the file and the entry at fault, or that no format was recognised.
+    """
+    path = Path(path)
+    if split is None and usual_split is not None and declares_split(path, usual_split):
+        split = usual_split
+    coco = _coco_file(path, split)
+    if coco is not None:
+        return read_coco(coco, images, findings)
+    if path.is_dir() and is_voc(path):
+        return read_voc(path, split, images, findings)
+    if split is not None and is_voc(path / split):
+        return read_voc(path / split, None, images, findings)
+    if is_yolo(path):
+        if images is not None:
+            raise AnnotationFault(
+                *_wrong(path, f"finds its images by YOLO's rule, so the folder {images} means nothing")
+            )
+        return read_yolo(path, split, findings)
+    received = "is not there" if not path.exists() else "is in none of the known formats"
+    raise AnnotationFault(
+        *_wrong(
+            path,
+            f"{received}; give a COCO JSON file or a folder with annotations.json, a Pascal VOC folder with "
+            "Annotations, or YOLO's data.yaml",
+        )
+    )
+
+
+def declares_split(path: Path, split: str) -> bool:
+    """Whether the data declares a split of this name: in its data.yaml, or as a COCO folder in a plain one.
+
+    Raises:
+        AnnotationError: there is a data.yaml that cannot be read.
+    """
+    file = yaml_file(path)
+    if file is not None and file.is_file():
+        return split in YoloFile(file).splits
+    return path.is_dir() and _coco_file(path, None) is None and _coco_file(path, split) is not None
+
+
+def _coco_file(path: Path, split: str | None) -> Path | None:
+    """The COCO file that `path` and `split` stand for; None where the data is in another format."""
+    if path.suffix.lower() == ".json" and not path.is_dir():
+        if split is not None:
+            raise AnnotationFault(
+                *_wrong(path, f"is one COCO file, which has no split {split!r}; give the split's own file")
+            )
+        return path
+    folder = path if split is None else path / split
+    return next((folder / name for name in COCO_NAMES if (folder / name).is_file()), None)
+
+
+def _wrong(path: Path, message: str) -> tuple[str, Path, str]:
+    return "unreadable-annotations", path, message

@@ -1,0 +1,84 @@
+"""Opens every picture of a data set, with several processes: what is wrong with it, and a digest of what it shows."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+
+from runtime.annotated_images import CocoImage
+from runtime.annotation_faults import Fault
+from runtime.errors import RunError, SourceError
+from runtime.images import read_image
+from runtime.progress import progress_bar
+
+CHUNK = 32  # pictures per task
+
+
+class Picture(NamedTuple):
+    """What was found of one picture. digest: of its size and pixels, None if it cannot be read."""
+
+    fault: Fault | None
+    digest: str | None
+
+
+def check_pictures(images: Sequence[CocoImage], workers: int) -> list[Picture]:
+    """Opens all pictures, in their order, with a progress bar.
+
+    Raises:
+        RunError: a worker process was killed.
+    """
+    wanted = [(image.path, image.height, image.width) for image in images]
+    chunks = [wanted[start : start + CHUNK] for start in range(0, len(wanted), CHUNK)]
+    found: list[Picture] = []
+    with progress_bar(len(wanted), "opening images") as advance:
+        if workers == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                found += _check_chunk(chunk)
+                advance(len(chunk))
+            return found
+        # spawn: forking a process that has used OpenCV's threads can hang
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context, initializer=_start_worker)
+        try:
+            for pictures in pool.map(_check_chunk, chunks):
+                found += pictures
+                advance(len(pictures))
+        except BrokenProcessPool as error:
+            raise RunError("a worker process was killed (memory?): run again with fewer --workers.") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return found
+
+
+def check_picture(path: Path, height: int, width: int) -> Picture:
+    """Opens one picture, which its annotations say is height x width px."""
+    if not path.is_file():
+        return Picture(Fault("missing-image", str(path), "is not there; add it, or remove its annotations"), None)
+    try:
+        frame = read_image(path)
+    except SourceError as error:
+        reason = str(error).removeprefix(f"{path} ").rstrip(".")
+        return Picture(Fault("unreadable-image", str(path), reason), None)
+    digest = hashlib.blake2b(f"{frame.shape}".encode() + frame.tobytes(), digest_size=16).hexdigest()
+    if frame.shape[:2] == (height, width):
+        return Picture(None, digest)
+    message = f"is {frame.shape[1]}x{frame.shape[0]} px, but its annotations say {width}x{height}"
+    return Picture(Fault("wrong-size", str(path), message), digest)
+
+
+def _check_chunk(chunk: Sequence[tuple[Path, int, int]]) -> list[Picture]:
+    return [check_picture(*wanted) for wanted in chunk]
+
+
+def _start_worker() -> None:
+    """One core for each worker; Ctrl-C is the main process's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
