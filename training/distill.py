@@ -24,6 +24,7 @@ import torch
 
 from runtime.command import command_parser, run_command
 from runtime.errors import UserError
+from training.arguments import add_training_arguments
 from training.checkpoint import load_checkpoint
 from training.data.classes import check_classes
 from training.data.sources import add_data_arguments, training_samples, validation_data
@@ -35,8 +36,8 @@ from training.initial_weights import add_weight_arguments, foreign_spec, set_ini
 from training.models.arguments import add_model_arguments, spec_of
 from training.models.detectors import FasterRcnn, build_detector
 from training.run_folder import check_run_folder, provenance, record_run
-from training.schedule import add_option_arguments, train_options
-from training.settings import add_settings_arguments, train_settings
+from training.schedule import train_options
+from training.settings import train_settings
 from training.validation import validate
 
 
@@ -53,11 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_model_arguments(model)
     add_weight_arguments(model)
-    train = parser.add_argument_group("training")
-    train.add_argument("--output", type=Path, default=Path("runs/student"), help="run folder")
-    train.add_argument("--resume", action="store_true", help="go on from the run folder's last.pt")
-    add_option_arguments(train)
-    add_settings_arguments(parser.add_argument_group("matching, sampling and losses"))
+    add_training_arguments(parser, "runs/student")
     return parser
 
 

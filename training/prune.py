@@ -22,6 +22,7 @@ import torch
 
 from runtime.command import command_parser, run_command
 from runtime.errors import UserError
+from training.arguments import add_training_arguments
 from training.checkpoint import load_checkpoint
 from training.data.classes import check_classes
 from training.data.sources import add_data_arguments, training_samples, validation_data
@@ -33,8 +34,8 @@ from training.prune_report import PruneReport, read_report, write_report
 from training.quantise import DEMO_WEIGHTS
 from training.quantise_ranges import weights_digest
 from training.run_folder import check_run_folder, provenance, record_run
-from training.schedule import add_option_arguments, train_options
-from training.settings import add_settings_arguments, train_settings
+from training.schedule import train_options
+from training.settings import train_settings
 from training.tasks import JointTask
 from training.trainer import Trainer
 from training.validation import validate
@@ -54,11 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--from-scratch", action="store_true", help="keep the widths but not the weights, to see what these are worth"
     )
     add_data_arguments(parser.add_argument_group("data"))
-    train = parser.add_argument_group("training")
-    train.add_argument("--output", type=Path, default=Path("runs/pruned"), help="run folder")
-    train.add_argument("--resume", action="store_true", help="go on from the run folder's last.pt")
-    add_option_arguments(train)
-    add_settings_arguments(parser.add_argument_group("matching, sampling and losses"))
+    add_training_arguments(parser, "runs/pruned")
     return parser
 
 

@@ -20,6 +20,7 @@ if not __package__:  # run by path: import from the clone's root, not from this 
 import torch
 
 from runtime.command import command_parser, run_command
+from training.arguments import add_training_arguments
 from training.data.sources import add_data_arguments, training_samples, validation_data
 from training.distributed import joined
 from training.initial_weights import add_weight_arguments, foreign_spec, set_initial_weights
@@ -27,9 +28,9 @@ from training.models.arguments import add_model_arguments, spec_of
 from training.models.detectors import build_detector
 from training.proposals import measure_recall
 from training.run_folder import provenance, record_run
-from training.schedule import add_option_arguments, train_options
+from training.schedule import train_options
 from training.schemes import SchemeRun, add_scheme_arguments, check_scheme_folder, train_scheme
-from training.settings import add_settings_arguments, train_settings
+from training.settings import train_settings
 from training.validation import validate
 
 
@@ -40,12 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     add_model_arguments(model)
     add_weight_arguments(model)
-    train = parser.add_argument_group("training")
-    train.add_argument("--output", type=Path, default=Path("runs/conveyor"), help="run folder")
-    train.add_argument("--resume", action="store_true", help="go on from the run folder's last.pt")
-    add_scheme_arguments(train)
-    add_option_arguments(train)
-    add_settings_arguments(parser.add_argument_group("matching, sampling and losses"))
+    add_scheme_arguments(add_training_arguments(parser, "runs/conveyor"))
     return parser
 
 
