@@ -32,12 +32,12 @@ from training.distill_settings import add_distill_arguments, distill_settings
 from training.distill_task import DistillTask
 from training.distill_trainer import DistillTrainer
 from training.distributed import joined
-from training.initial_weights import add_weight_arguments, foreign_spec, set_initial_weights
+from training.initial_weights import adapt_to_settings, add_weight_arguments, foreign_spec, set_initial_weights
 from training.models.arguments import add_model_arguments, spec_of
 from training.models.detectors import FasterRcnn, build_detector
 from training.run_folder import check_run_folder, provenance, record_run
 from training.schedule import train_options
-from training.settings import train_settings
+from training.settings import TrainSettings, train_settings
 from training.validation import validate
 
 
@@ -70,8 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     samples, class_names = training_samples(arguments)
     validation = validation_data(arguments)
     torch.manual_seed(options.seed)
-    model, initial_weights = student_of(arguments, class_names)
-    task = DistillTask(settings=train_settings(arguments), rule=rule, student=model, teacher=teacher)
+    settings = train_settings(arguments)
+    model, initial_weights = student_of(arguments, class_names, settings)
+    task = DistillTask(settings=settings, rule=rule, student=model, teacher=teacher)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = DistillTrainer(
         model=model,
@@ -96,14 +97,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def student_of(arguments: argparse.Namespace, class_names: Sequence[str]) -> tuple[FasterRcnn, str]:
-    """The student and where its first weights come from, for the checkpoint's notes.
+def student_of(
+    arguments: argparse.Namespace, class_names: Sequence[str], settings: TrainSettings
+) -> tuple[FasterRcnn, str]:
+    """The student, made for `settings`, and where its first weights come from, for the checkpoint's notes.
 
     Raises:
         UserError: --student together with other weights, or a --student of other classes than the data's.
     """
     if arguments.student is None:
         model = build_detector(spec_of(arguments, class_names, foreign_spec(arguments, class_names)))
+        adapt_to_settings(model, settings)
         return model, set_initial_weights(model, arguments)
     if arguments.weights is not None or arguments.backbone_weights is not None:
         raise UserError("--student brings its weights: leave --weights and --backbone-weights out.")

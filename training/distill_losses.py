@@ -131,7 +131,7 @@ def bounded_boxes(student: BoxOutputs, teacher: BoxOutputs, sample: RoiSample, m
 
 def _deltas_of(outputs: BoxOutputs, rows: Tensor, labels: Tensor) -> Tensor:
     """The deltas [F, 4] that belong to the class of each of F rois."""
-    deltas = outputs.bbox_deltas.reshape(len(outputs.bbox_deltas), -1, 4).float()  # [S, K + 1 or 1, 4]
+    deltas = outputs.bbox_deltas.unflatten(1, (outputs.bbox_deltas.shape[1] // 4, 4)).float()  # [S, K + 1 or 1, 4]
     return deltas[rows, labels if deltas.shape[1] > 1 else torch.zeros_like(labels)]
 
 

@@ -124,7 +124,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], values: Tensor) -> Ten
     ]
     pieces += [present, values]
     total = torch.cat(pieces)
-    with _peers_needed():
+    with peers_needed():
         distributed.all_reduce(total)
     total /= process_count()
     *means, used, mean_values = total.split([len(piece) for piece in pieces])
@@ -152,7 +152,7 @@ def begin_together(tensors: Sequence[Tensor], position: Any) -> None:
             f"the processes would go on from different positions ({', '.join(map(str, everyone))}): "
             "put the run folder where all machines see the same files."
         )
-    with _peers_needed():
+    with peers_needed():
         for tensor in tensors:
             buffer = tensor.detach().contiguous()  # not channels_last
             distributed.broadcast(buffer, src=0)
@@ -164,7 +164,7 @@ def gather(item: Any) -> list[Any]:
     if process_count() == 1:
         return [item]
     items: list[Any] = [None] * process_count()
-    with _peers_needed():
+    with peers_needed():
         distributed.all_gather_object(items, item)
     return items
 
@@ -174,7 +174,7 @@ def from_first_process(make: Callable[[], Any]) -> Any:
     if process_count() == 1:
         return make()
     items = [make() if is_first_process() else None]
-    with _peers_needed():
+    with peers_needed():
         distributed.broadcast_object_list(items, src=0)
     return items[0]
 
@@ -204,12 +204,12 @@ def _join() -> None:
             raise UserError(f"torchrun started {started} processes on {gpus} GPUs: give --nproc-per-node {gpus}.")
         backend = "nccl"
         torch.cuda.set_device(local)  # "cuda" is this one from now on
-    with _peers_needed():
+    with peers_needed():
         distributed.init_process_group(backend, timeout=TIMEOUT)
 
 
 @contextlib.contextmanager
-def _peers_needed() -> Iterator[None]:
+def peers_needed() -> Iterator[None]:
     """What goes wrong in an exchange is another process's end: that one says why."""
     try:
         yield

@@ -43,8 +43,8 @@ class AveragedWeights:
     def used_by(self, model: nn.Module) -> Iterator[None]:
         """While the block runs, the model has the averages; then its own weights again."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.averages)
         try:
+            model.load_state_dict(self.averages)
             yield
         finally:
             with postponed_interrupt():

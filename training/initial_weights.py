@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from runtime.errors import UserError
 from runtime.spec import DetectorSpec
@@ -11,8 +15,11 @@ from training.backbone_weights import load_backbone_weights
 from training.checkpoint import load_weights, read_checkpoint
 from training.foreign_weights import FORMS, is_foreign, load_foreign
 from training.models.detectors import FasterRcnn
+from training.models.roi_heads import TwoMlpHead
+from training.settings import FOCAL_LOSS, TrainSettings
 
 DEFAULT_ARCHITECTURE = "conveyor"
+OBJECTNESS_PRIOR = 0.01  # of an anchor before focal loss has taught it anything
 PREDICTOR = "roi_heads.box_predictor."  # the layers that depend on the classes
 
 
@@ -45,6 +52,23 @@ def foreign_spec(arguments: argparse.Namespace, class_names: Sequence[str]) -> D
             "another: leave one of them out; --set changes single fields."
         )
     return load_foreign(arguments.weights)[1].replace(class_names=tuple(class_names))
+
+
+@torch.no_grad()
+def adapt_to_settings(model: FasterRcnn, settings: TrainSettings) -> None:
+    """What losses ask of a new detector, before it is given other weights: dropout, and focal loss's prior.
+
+    With focal loss all anchors take part, and nearly all are background: the bias of objectness begins at the prior's
+    logit, or the first losses would be a hundred times those of the detector.
+    Ref: Girshick, Fast R-CNN (2015); Lin et al., Focal Loss (2017), section 4.1.
+    """
+    head = model.roi_heads.box_head
+    if isinstance(head, TwoMlpHead):
+        head.dropout = settings.box_dropout
+    if settings.rpn_objectness_loss == FOCAL_LOSS:
+        bias = model.rpn.head.cls_logits.bias
+        assert isinstance(bias, Tensor), "an objectness layer without bias"
+        bias[-model.spec.anchors.per_cell :] = math.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR))
 
 
 def set_initial_weights(model: FasterRcnn, arguments: argparse.Namespace) -> str:

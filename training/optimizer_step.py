@@ -41,12 +41,14 @@ class OptimizerStep:
         self.options = options
         self.device = device
         self.learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        clipped = [group["params"] for group in optimizer.param_groups if group.get("clipped", True)]
+        self.clipped = [parameter for parameters in clipped for parameter in parameters]
         self.autocast_type = autocast_type(options.precision, device)
         self.may_skip = self.autocast_type == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.may_skip)
 
     def __call__(self, parts: Sequence[Batch], *, number: int, learning_rate: float) -> Measured:
-        """Change the weights once; nothing waits for a GPU.
+        """Change the weights once; nothing waits for a GPU but what the task's losses wait for.
 
         Args:
             parts: this process's share of the batch, in parts of equally many images, one after the other.
@@ -70,7 +72,7 @@ class OptimizerStep:
         values = average_gradients(self.learning, torch.stack(sums).mean(dim=0))
         match_strides(self.learning)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.clipped, self.options.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return (*names, "gradient_norm"), torch.cat((values, norm.detach().float()[None]))

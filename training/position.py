@@ -52,7 +52,19 @@ def check_fixed_options(state: Mapping[str, Any], now: Mapping[str, Any], folder
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Momenta and the like from `state`; weight decay and other options stay as they were asked for now."""
+    """Momenta and the like from `state`; weight decay and other options stay as they were asked for now.
+
+    Raises:
+        UserError: the state is of other parameters than those that learn now.
+    """
+    sizes = [[len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the run trained {sum(sizes[0])} parameters, and now {sum(sizes[1])} are to learn: resume with the same "
+            "--frozen-stages, or give a new --output."
+        )
     asked = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    groups = [{**options, "params": group["params"]} for group, options in zip(state["param_groups"], asked)]
+    groups = [
+        {**options, "params": group["params"]} for group, options in zip(state["param_groups"], asked, strict=True)
+    ]
     optimizer.load_state_dict({**state, "param_groups": groups})

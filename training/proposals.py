@@ -54,7 +54,7 @@ def measure_recall(model: FasterRcnn, annotations: CocoAnnotations) -> dict[str,
 def image_proposals(model: FasterRcnn, frame: np.ndarray) -> np.ndarray:
     """The proposals for a frame uint8 [height, width, 3] BGR, best first: float32 [R, 4] xyxy image px.
 
-    The model is left in the mode it was in.
+    The model runs in evaluation mode and is put back into the mode that it says it is in.
     """
     device = next(model.parameters()).device
     prepared = preprocess([frame], model.spec)

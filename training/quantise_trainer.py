@@ -54,7 +54,7 @@ class QuantisedTrainer(Trainer):
         """Weights as always, and the ranges at a rate of their own."""
         optimizer = build_optimizer(self.model, self.options)
         ranges = list(self.quantised.log_amax.values())
-        optimizer.add_param_group({"params": ranges, "weight_decay": 0.0, "rate_factor": RANGE_RATE})
+        optimizer.add_param_group({"params": ranges, "weight_decay": 0.0, "rate_factor": RANGE_RATE, "clipped": False})
         return optimizer
 
     def _batches(self, epoch: int) -> list[list[tuple[int, int]]]:

@@ -97,7 +97,7 @@ def _objectness_losses(logits: Tensor, is_object: Tensor, settings: TrainSetting
 
 def _inside(anchors: Tensor, im_info: Tensor) -> Tensor:
     """Which anchors [N, 4] do not reach out of the valid area of each image: bool [B, N]."""
-    limits = im_info[:, [1, 0]]  # [B, 2] width, height
+    limits = im_info[:, :2].flip(-1)  # [B, 2] width, height
     return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] <= limits[:, None]).all(dim=2)
 
 

@@ -121,7 +121,8 @@ def add_scheme_arguments(group: argparse._ArgumentGroup) -> None:
         "--frozen-stages",
         type=int,
         default=0,
-        help="first stages of the backbone that keep their initial weights; the papers: 2 (default: %(default)s)",
+        help="first stages of the backbone that keep their initial weights; the papers: 2 of VGG-16 and of ResNets, "
+        "none of ZF-Net (default: %(default)s)",
     )
 
 
@@ -156,8 +157,9 @@ def train_scheme(scheme: str, run: SchemeRun, *, resume: bool) -> float:
     notes = {**run.notes, "scheme": scheme}
     for number, step in enumerate(steps, start=1):
         trainer = _step_trainer(step, run, notes)
-        if resume and (number == 1 or (trainer.folder / "last.pt").is_file()):
-            trainer.resume()
+        if resume:
+            if number == 1 or (trainer.folder / "last.pt").is_file():
+                trainer.resume()
             _check_order(trainer, steps[number:], run.folder)
         if step.name:
             print(f"step {number} of {len(steps)}, {step}", flush=True)
@@ -208,9 +210,10 @@ def _check_order(trainer: Trainer, later: Sequence[Step], folder: Path) -> None:
     """No step goes on behind the back of those that began with its weights."""
     begun = [step.name for step in later if (folder / step.name / "last.pt").is_file()]
     if trainer.epoch < trainer.options.epochs and begun:
+        as_before = f"give --epochs {trainer.epoch}, or " if trainer.epoch else ""
         raise UserError(
             f"{trainer.folder} has {trainer.epoch} of {trainer.options.epochs} epochs, but {begun[0]} began with its "
-            f"weights: give --epochs {trainer.epoch}, or delete {folder / begun[0]} and what follows."
+            f"weights: {as_before}delete {folder / begun[0]} and what follows."
         )
 
 

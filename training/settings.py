@@ -44,6 +44,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "box_positive_fraction": _SHARE,
     "box_smooth_l1_beta": _NOT_NEGATIVE,
     "box_weight": _NOT_NEGATIVE,
+    "box_dropout": (0.0, 0.99),
 }
 _HELP = {  # of the fields that are options under their own names
     "rpn_pre_nms_top_n": "anchors per level that become proposals in training, before NMS",
@@ -68,6 +69,7 @@ _HELP = {  # of the fields that are options under their own names
     "box_loss": "loss of the detector's boxes",
     "box_smooth_l1_beta": "error of a delta at which smooth L1 turns linear, in the detector",
     "box_weight": "weight of the detector's box loss",
+    "box_dropout": "dropout behind fc6 and fc7, where the box head is these two",
 }
 
 
@@ -107,6 +109,7 @@ class TrainSettings:
     box_loss: str = SMOOTH_L1
     box_smooth_l1_beta: float = 1 / 9
     box_weight: float = 1.0
+    box_dropout: float = 0.0  # behind fc6 and fc7; heads of other kinds have none
 
     def __post_init__(self) -> None:
         """Raises: UserError that names the option at fault."""
@@ -137,7 +140,9 @@ PUBLISHED = TrainSettings(
     rpn_normalisation=AS_PUBLISHED,
     box_background_floor=0.1,
     box_batch_per_image=128,
+    rpn_smooth_l1_beta=1.0,
     box_smooth_l1_beta=1.0,
+    box_dropout=0.5,
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
-from training.distributed import process_count
+from training.distributed import peers_needed, process_count
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
@@ -61,13 +61,15 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:
         total = values.clone()
-        distributed.all_reduce(total)
+        with peers_needed():
+            distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: object, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
-        distributed.all_reduce(total)
+        with peers_needed():
+            distributed.all_reduce(total)
         return total
 
 

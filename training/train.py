@@ -23,7 +23,7 @@ from runtime.command import command_parser, run_command
 from training.arguments import add_training_arguments
 from training.data.sources import add_data_arguments, training_samples, validation_data
 from training.distributed import joined
-from training.initial_weights import add_weight_arguments, foreign_spec, set_initial_weights
+from training.initial_weights import adapt_to_settings, add_weight_arguments, foreign_spec, set_initial_weights
 from training.models.arguments import add_model_arguments, spec_of
 from training.models.detectors import build_detector
 from training.proposals import measure_recall
@@ -54,10 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
     check_scheme_folder(arguments.output, arguments.scheme, arguments.resume)
     samples, class_names = training_samples(arguments)
-    validation = validation_data(arguments)
+    validation = validation_data(arguments, class_names)
     torch.manual_seed(options.seed)
     spec = spec_of(arguments, class_names, foreign_spec(arguments, class_names))
-    model = build_detector(spec)
+    model, settings = build_detector(spec), train_settings(arguments)
+    adapt_to_settings(model, settings)
     initial_weights = set_initial_weights(model, arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = SchemeRun(
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         validate=lambda model: validate(model, validation),
         recall=lambda model: measure_recall(model, validation),
         options=options,
-        settings=train_settings(arguments),
+        settings=settings,
         frozen_stages=arguments.frozen_stages,
         folder=arguments.output,
         device=device,

@@ -279,7 +279,8 @@ class Trainer:
 
     def _go_to(self, state: dict[str, Any]) -> None:
         load_optimizer(self.optimizer, state["optimizer"])
-        self.take_step.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty: of a run in a precision that scales nothing
+            self.take_step.scaler.load_state_dict(state["scaler"])
         if self.averaged is not None:
             self.averaged = AveragedWeights(self.model, self.options.ema)  # of a run that had no average until now
             if state.get("averaged") is not None:

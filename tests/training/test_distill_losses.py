@@ -195,3 +195,11 @@ def test_a_student_that_has_passed_its_teacher_is_left_alone():
     teacher = BoxOutputs(torch.zeros(5, 3), perfect + 0.2, ONES)
     assert float(bounded_boxes(student, teacher, SAMPLE, 0.0)) == 0.0
     assert float(bounded_boxes(teacher, student, SAMPLE, 0.0)) == pytest.approx(3 * 4 * 0.04 / 5, rel=1e-4)
+
+
+def test_without_rois_there_is_nothing_to_learn():
+    """A batch without objects and with a background floor: no proposal is above it, so none is sampled."""
+    nothing = torch.zeros(0)
+    sample = RoiSample(torch.zeros(0, 4), nothing.long(), nothing.long(), torch.zeros(0, 4), ONES)
+    outputs = BoxOutputs(torch.zeros(0, 3), torch.zeros(0, 12), ONES)
+    assert float(bounded_boxes(outputs, outputs, sample, margin=0.0)) == 0.0

@@ -157,7 +157,7 @@ def test_a_command_for_one_process_refuses_torchrun(monkeypatch, tmp_path):
 
 def test_an_exchange_that_fails_says_where_to_look():
     sentence = r"cannot be reached \(Connection closed by peer\): look .* then --resume"
-    with pytest.raises(RunError, match=sentence), distributed._peers_needed():
+    with pytest.raises(RunError, match=sentence), distributed.peers_needed():
         raise RuntimeError("Connection closed by peer\nException raised from ...")
 
 

@@ -30,7 +30,7 @@ def test_published_is_what_the_papers_say():
         rpn_positive_fraction=0.5,
         rpn_objectness_loss="log",
         rpn_box_loss="smooth_l1",
-        rpn_smooth_l1_beta=1 / 9,
+        rpn_smooth_l1_beta=1.0,
         rpn_box_weight=10.0,
         rpn_normalisation="published",
         box_foreground_iou=0.5,
@@ -41,6 +41,7 @@ def test_published_is_what_the_papers_say():
         box_loss="smooth_l1",
         box_smooth_l1_beta=1.0,
         box_weight=1.0,
+        box_dropout=0.5,
     )
     assert papers == PUBLISHED
 

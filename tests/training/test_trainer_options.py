@@ -130,3 +130,21 @@ def test_pictures_show_the_frame_and_its_boxes(tmp_path):
     )
     assert abs(bare.mean(axis=(0, 1)) - sample.frame[:, :, ::-1].mean(axis=(0, 1))).max() < 1.5  # RGB, not BGR
     assert (picture != bare).any(axis=2).mean() > 0.005
+
+
+def test_a_run_that_scaled_no_gradients_goes_on_in_a_precision_that_does(tmp_path):
+    """Begun on a CPU in float32, resumed on a GPU in float16; the scaler stands for the GPU's."""
+    make_trainer(tmp_path, CountingSamples(2), epochs=1).fit()
+    resumed = make_trainer(tmp_path, CountingSamples(2), epochs=2)
+    resumed.take_step.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=8.0)
+    resumed.resume()
+    assert resumed.epoch == 1
+    assert resumed.take_step.scaler.get_scale() == 8.0
+
+
+def test_other_layers_to_train_are_refused_in_a_sentence(tmp_path):
+    make_trainer(tmp_path, CountingSamples(2), epochs=1).fit()
+    resumed = make_trainer(tmp_path, CountingSamples(2), epochs=2)
+    resumed.optimizer = torch.optim.AdamW(resumed.model.rpn.parameters())
+    with pytest.raises(UserError, match="6 are to learn: resume with the same --frozen-stages, or give a new --output"):
+        resumed.resume()
