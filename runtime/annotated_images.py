@@ -6,6 +6,7 @@ to the third pixel of a row has x1 = 0 and x2 = 3.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ class CocoImage:
         Raises:
             SourceError: it is missing, cut off, no picture, or of another size than the annotations say.
         """
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):  # unlike Path's, False for names that are too long
             raise SourceError(f"no image {self.path}: check the image folder that goes with the annotations.")
         frame = read_image(self.path)
         if frame.shape[:2] != (self.height, self.width):

@@ -16,6 +16,7 @@ from runtime.errors import AnnotationError
 # kind: what was found; those of the pictures themselves are looked for by training/data/check_data.py only
 KINDS = {
     "unreadable-annotations": "annotation files that cannot be read",
+    "no-objects": "data without any object to learn from or to find",
     "wrong-value": "entries with a value of the wrong kind, or without one",
     "duplicate-id": "ids that appear twice",
     "unknown-class": "objects of a class that the data set does not list",

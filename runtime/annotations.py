@@ -10,7 +10,7 @@ from runtime.coco import read_coco
 from runtime.voc import read_voc
 from runtime.voc_folders import is_voc
 from runtime.yolo import read_yolo
-from runtime.yolo_folders import is_yolo, yaml_file
+from runtime.yolo_folders import is_yolo, split_folders, yaml_file
 from runtime.yolo_yaml import YoloFile
 
 COCO_NAMES = ("annotations.json", "_annotations.coco.json")
@@ -32,7 +32,7 @@ def read_annotations(
         images: folder of the images, where it is not the annotations' own; not for YOLO.
         split: which part; VOC: "trainval", "train+val", of several years "2007_trainval+2012_trainval", or a folder of
             XML files so called; YOLO: "train", "val" or "test"; COCO: a folder so called, with annotations.json.
-        usual_split: the split where none was named, but a data.yaml, or a folder of COCO folders, has one so called.
+        usual_split: the split where none was named, but the data has one so called; see declares_split.
         findings: where faults go; None: the first is raised.
 
     Raises:
@@ -65,7 +65,8 @@ def read_annotations(
 
 
 def declares_split(path: Path, split: str) -> bool:
-    """Whether the data declares a split of this name: in its data.yaml, or as a COCO folder in a plain one.
+    """Whether the data declares a split of this name: in its data.yaml, as a COCO folder in a plain one, or as YOLO's
+    images/<split> or <split>/images.
 
     Raises:
         AnnotationError: there is a data.yaml that cannot be read.
@@ -73,7 +74,11 @@ def declares_split(path: Path, split: str) -> bool:
     file = yaml_file(path)
     if file is not None and file.is_file():
         return split in YoloFile(file).splits
-    return path.is_dir() and _coco_file(path, None) is None and _coco_file(path, split) is not None
+    if not path.is_dir() or _coco_file(path, None) is not None:
+        return False
+    if _coco_file(path, split) is not None:
+        return True
+    return not is_voc(path) and is_yolo(path) and any(place.is_dir() for place in split_folders(path, split))
 
 
 def _coco_file(path: Path, split: str | None) -> Path | None:

@@ -16,7 +16,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         AnnotationFault: it cannot be read, is empty or has a name twice.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise AnnotationFault(

@@ -8,6 +8,7 @@ Ref: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["MAX_SIDE", "CocoAnnotations", "CocoImage", "read_coco"]
 
 ImageEntry = tuple[str, int, int]  # file name, height, width
 TWICE = "duplicate-id"
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # half a surrogate pair cannot be encoded
 LARGEST_AREA = float(np.finfo(np.float32).max)
 
 
@@ -67,7 +69,7 @@ class _Reader:
     def load(self) -> dict[str, list[Any]]:
         """The three lists of the file."""
         try:
-            text = self.file.read_text(encoding="utf-8")
+            text = self.file.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise self.unreadable(f"cannot be read ({reason}); give a JSON file in COCO format") from error
@@ -237,6 +239,8 @@ class _Reader:
         value = self.value(entry, key, where)
         if not isinstance(value, str) or not value.strip():
             raise self.error(f"{where}: {key} is {shown(value)}, expected a text that is not empty")
+        if UNPRINTABLE.search(value):
+            raise self.error(f"{where}: {key} is {shown(value)}, expected a text without control characters")
         return value
 
     def unreadable(self, what: str) -> AnnotationFault:

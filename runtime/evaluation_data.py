@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from runtime.annotations import read_annotations
@@ -31,7 +32,7 @@ def evaluation_data(data: Path | None, images: Path | None, split: str | None = 
         return held_out_images()
     annotations = read_annotations(data, images, split, usual_split="val")
     check_objects(annotations)
-    missing = [image.path for image in annotations if not image.path.is_file()]
+    missing = [image.path for image in annotations if not os.path.isfile(image.path)]
     if missing:
         raise SourceError(
             f"{len(missing)} of {len(annotations)} images of {data} are missing, the first is {missing[0]}: "

@@ -42,6 +42,8 @@ def _png_size(start: bytes, file: BinaryIO) -> tuple[int, int] | None:
     """From the first chunk; None for other formats, and where an orientation may follow."""
     if not start.startswith(PNG_START) or start[12:16] != b"IHDR":
         return None
+    if len(start) < 24:
+        return None
     width, height = struct.unpack(">II", start[16:24])
     file.seek(33)  # behind the first chunk
     while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
@@ -64,6 +66,8 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
         if len(length) < 2:
             return None
         body = struct.unpack(">H", length)[0] - 2
+        if body < 0:
+            return None
         if marker[0] in FRAME_MARKERS:
             frame = file.read(5)
             if len(frame) < 5:

@@ -25,6 +25,7 @@ from runtime.json_values import is_number
 
 FORMAT = "edgercnn detections 1"
 KEYS = ("format", "run", "shard", "batch", "data", "class_names", "images", "detections")
+MOST_SHARES = 999_999  # what --shard can say; an empty list is kept for each
 ADVICE = "give files that runtime/evaluate.py --shard wrote"
 
 
@@ -194,7 +195,7 @@ def _header(content: dict[str, Any], file: Path) -> tuple[Run, tuple[int, int], 
     if Path(run["name"]).name != run["name"]:
         raise _foreign(file, "the name of its run is no file name")
     whole = isinstance(shard, list) and len(shard) == 2 and all(type(number) is int for number in [*shard, batch])
-    if not (whole and 0 <= shard[0] < shard[1] and batch >= 1):
+    if not (whole and 0 <= shard[0] < shard[1] <= MOST_SHARES and batch >= 1):
         raise _foreign(file, "shard and batch are no whole numbers in their range")
     return Run(**run), (shard[0], shard[1]), batch
 

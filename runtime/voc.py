@@ -13,6 +13,7 @@ Ref: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _read_one(entry: VocEntry, findings: Findings) -> VocImage | None:
     """What the XML file says; None if it is at fault and faults are collected."""
     file = entry.annotation
     with findings:
-        if not file.is_file():
+        if not os.path.isfile(file):  # unlike Path's, False for names that are too long
             raise AnnotationFault(
                 "image-without-annotation", file, "is not there; add it, or take the image off the list"
             )
@@ -149,7 +150,7 @@ def _class_names(folder: Path, entries: Sequence[VocEntry], names: set[str]) -> 
         if (folder / name).is_file():
             return read_class_names(folder / name)
     homes = {entry.annotation.parent for entry in entries}
-    if names <= set(VOC_CLASSES) and (YEAR.fullmatch(folder.name) or voc_years(folder)):
+    if names <= set(VOC_CLASSES) and (YEAR.fullmatch(Path(os.path.abspath(folder)).name) or voc_years(folder)):
         return VOC_CLASSES
     unread = {path for home in homes for path in home.glob("*.xml")} - {entry.annotation for entry in entries}
     for path in progress(sorted(unread), len(unread), "collecting class names", "file"):

@@ -136,7 +136,7 @@ def _splits(folder: Path, years: dict[str, Path]) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise AnnotationFault(*unreadable(file, f"cannot be read ({reason})")) from error

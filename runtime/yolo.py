@@ -10,6 +10,7 @@ Ref: https://docs.ultralytics.com/datasets/detect/
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +84,14 @@ def _image(number: int, picture: Path, root: Path, labels: _Labels) -> CocoImage
 
 
 def _size(picture: Path) -> tuple[int, int]:
-    if not picture.is_file():
+    if not os.path.isfile(picture):  # unlike Path's, False for names that are too long
         raise AnnotationFault("missing-image", picture, "is not there; add it, or take it off the list")
     try:
         height, width = image_size(picture)
     except SourceError as error:
         raise AnnotationFault("unreadable-image", picture, f"cannot be read as an image ({error})") from error
-    if max(height, width) > MAX_SIDE:
-        message = f"says that it is {width}x{height} px, expected sides of at most {MAX_SIDE} px"
+    if min(height, width) < 1 or max(height, width) > MAX_SIDE:
+        message = f"says that it is {width}x{height} px, expected sides from 1 to {MAX_SIDE} px"
         raise AnnotationFault("unreadable-image", picture, message)
     return height, width
 

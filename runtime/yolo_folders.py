@@ -7,6 +7,7 @@ each or none, or a folder per split with images/ and labels/ in it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from runtime.class_names import CLASS_FILES, read_class_names
 from runtime.images import SUFFIXES
 from runtime.yolo_yaml import YoloFile
 
+USUAL_SPLITS = ("train", "val", "valid", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -65,7 +67,9 @@ def yolo_images(path: Path, split: str | None, findings: Findings) -> YoloImages
                 findings.note("duplicate-entry", picture, f"is listed a second time in {place}")
             pictures[picture] = None
     if not pictures:
-        raise _unreadable(places[0], f"has no images; expected files with a name in {', '.join(SUFFIXES)}")
+        raise _unreadable(
+            places[0] if places else path, f"has no images; expected files with a name in {', '.join(SUFFIXES)}"
+        )
     return YoloImages(root, tuple(pictures), names)
 
 
@@ -80,14 +84,22 @@ def label_file(picture: Path) -> Path:
 def _existing(root: Path, place: str, file: Path) -> Path:
     """A folder or list that data.yaml names. Roboflow writes ../train/images for train/images."""
     for candidate in (root / place, root / place.removeprefix("../")):
-        if candidate.exists():
+        if os.path.exists(candidate):  # unlike Path's, False for names that are too long
             return candidate
     raise _unreadable(file, f"names {root / place}, which is not there; correct `path` or the split")
 
 
+def split_folders(path: Path, split: str) -> tuple[Path, Path]:
+    """Where the images of a split can be in a data set without data.yaml."""
+    return path / "images" / split, path / split / "images"
+
+
 def _image_folder(path: Path, split: str | None) -> Path:
-    """The images of a data set without data.yaml."""
-    candidates = [path / "images"] if split is None else [path / "images" / split, path / split / "images"]
+    """The images of a data set without data.yaml; splits are never read together, as one may be for validation."""
+    parts = [name for name in USUAL_SPLITS if (path / "images" / name).is_dir()]
+    if split is None and parts:
+        raise _unreadable(path, f"{_no_split(split)}; it has {', '.join(parts)}")
+    candidates = (path / "images",) if split is None else split_folders(path, split)
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
@@ -118,7 +130,7 @@ def _in_folder(folder: Path, findings: Findings) -> list[Path]:
 def _in_list(file: Path) -> list[Path]:
     """The images that a text file lists, one per line, relative to the file's folder."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise _unreadable(file, f"cannot be read ({reason}); give a list of images, one per line") from error

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from runtime.command import command_parser, run_command
-from runtime.errors import AnnotationError
+from runtime.errors import AnnotationError, UserError
 from runtime.files import check_writable, write_json
 from runtime.plots import BLUE, GREY, INK, ORANGE, load_matplotlib, save_figure
 from runtime.progress import progress
@@ -57,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}: expected 0 or more.")
     chart = None if arguments.no_charts else check_writable(arguments.output / "anchors.png")
     check_writable(arguments.output / "anchors.json")
     if chart is not None:
@@ -176,8 +178,7 @@ def _boxes_of(samples: Any) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """Height and width of each picture, image px, and the boxes that are trained on; pictures of files stay closed."""
     if isinstance(samples, AnnotatedDataset):
         for image in samples.annotations.images:
-            left_out = image.is_crowd if samples.use_difficult else image.is_crowd | image.is_difficult
-            yield (image.height, image.width), image.boxes_xyxy[~left_out]
+            yield (image.height, image.width), image.boxes_xyxy[~samples.left_out(image)]
         return
     for sample in progress((samples[index] for index in range(len(samples))), len(samples), "generating"):
         yield sample.frame.shape[:2], sample.boxes_xyxy[~sample.is_crowd]

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     check_run_folder(arguments.output, arguments.resume)
     teacher, _ = load_checkpoint(arguments.teacher)
     samples, class_names = training_samples(arguments)
-    validation = validation_data(arguments)
+    validation = validation_data(arguments, class_names)
     torch.manual_seed(options.seed)
     settings = train_settings(arguments)
     model, initial_weights = student_of(arguments, class_names, settings)

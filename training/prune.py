@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     original, spec = load_checkpoint(arguments.weights)
     samples, class_names = training_samples(arguments)
     check_classes(spec.class_names, class_names, arguments.weights)
-    validation = validation_data(arguments)
+    validation = validation_data(arguments, class_names)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(options.seed)
     model = prune_channels(

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments.weights = arguments.weights or DEMO_WEIGHTS
     model, spec = load_checkpoint(arguments.weights)
     samples = training_samples(arguments, spec)
-    validation = validation_data(arguments)
+    validation = validation_data(arguments, spec.class_names)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     move_batch_norms_into_kernels(model)

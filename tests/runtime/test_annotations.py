@@ -109,7 +109,6 @@ def test_folders_of_every_layout_are_recognised(tmp_path):
         (yaml, None),  # the only split that it has
         (yaml.parent, "train"),
         (bare, "train"),
-        (bare, None),
         (split_first, "train"),
     ):
         found = read_annotations(path, split=split)
@@ -128,6 +127,47 @@ def test_declared_splits(tmp_path):
     assert not declares_split(tmp_path / "coco" / "val", "val")
     assert not declares_split(tmp_path / "nowhere", "val")
     assert len(read_annotations(tmp_path / "coco", usual_split="val")) == 3
+
+
+def test_splits_of_folders_without_data_yaml_stay_apart(tmp_path):
+    """Their usual splits count, and without one they are not read together: training would see the validation data."""
+    bare = write_yolo(tmp_path / "bare", {"train": TRUTHS, "val": TRUTHS[:1]}, NAMES).parent
+    (bare / "data.yaml").unlink()
+    (bare / "classes.txt").write_text("\n".join(NAMES))
+    split_first = tmp_path / "split-first"
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            shutil.copytree(bare / kind / split, split_first / split / kind)
+    shutil.copy(bare / "classes.txt", split_first)
+    for path in (bare, split_first):
+        assert [declares_split(path, split) for split in ("train", "val", "test")] == [True, True, False]
+        check_same(read_annotations(path, usual_split="train"), TRUTHS, difficult=False)
+        check_same(read_annotations(path, usual_split="val"), TRUTHS[:1], difficult=False)
+    assert "came without a split; it has train, val" in refused(bare)
+    assert "came without a split" in refused(split_first)
+    assert "it has train, val" in refused(bare, usual_split="test")
+    voc = write_voc(tmp_path / "voc", {"train": TRUTHS})
+    (voc / "images" / "train").mkdir(parents=True)
+    assert not declares_split(voc, "train")
+
+
+def test_byte_order_marks_are_no_part_of_the_first_word(tmp_path):
+    """As Windows writes text files: classes.txt, YOLO's and VOC's lists of images, COCO's JSON."""
+    mark = "\ufeff"
+    voc = write_voc(tmp_path / "voc", {"train": TRUTHS})
+    yolo = write_yolo(tmp_path / "yolo", {"train": TRUTHS}, NAMES)
+    yolo.write_text("train: list.txt\nnames: [bolt, gear, nut]\n")
+    (yolo.parent / "list.txt").write_text(
+        mark + "".join(f"images/train/{truth.name}.png\n" for truth in TRUTHS), encoding="utf-8"
+    )
+    (voc / "classes.txt").write_text(mark + "\n".join(NAMES), encoding="utf-8")
+    names = voc / "ImageSets" / "Main" / "train.txt"
+    names.write_text(mark + names.read_text(), encoding="utf-8")
+    coco = write_coco(tmp_path / "coco", TRUTHS, NAMES)
+    coco.write_text(mark + coco.read_text(), encoding="utf-8")
+    check_same(read_annotations(yolo), TRUTHS, difficult=False)
+    check_same(read_annotations(voc, split="train"), TRUTHS, difficult=True)
+    check_same(read_annotations(coco), TRUTHS, difficult=False)
 
 
 def refused(path: Path, **options) -> str:

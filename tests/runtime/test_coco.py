@@ -115,6 +115,8 @@ BAD = {
     "category a text": (changed("categories", 0, "bolt"), r"categories\[0\] is a text"),
     "category without name": (changed("categories", 0, "name", DELETE), r'categories\[0\] has no "name"'),
     "category name empty": (changed("categories", 0, "name", " "), r"categories\[0\]: name"),
+    "half a surrogate pair": (changed("categories", 0, "name", "\ud800"), r"categories\[0\]: name is '\\ud800'"),
+    "name of two lines": (changed("categories", 0, "name", "a\nb"), "without control characters"),
     "category id twice": (changed("categories", 1, "id", 90), r"categories\[1\]: id 90 appears twice"),
     "category name twice": (changed("categories", 1, "name", "gear"), "appears twice"),
     "category id a float": (changed("categories", 0, "id", 1.5), "whole number"),
@@ -134,7 +136,7 @@ BAD = {
     "Windows drive": (changed(*IMAGE, "file_name", "C:\\a.png"), "leads out"),
     "Windows climbing": (changed(*IMAGE, "file_name", "..\\a.png"), "leads out"),
     "network name": (changed(*IMAGE, "file_name", "\\\\host\\share\\a.png"), "leads out"),
-    "zero byte": (changed(*IMAGE, "file_name", "a\0.png"), "leads out"),
+    "zero byte": (changed(*IMAGE, "file_name", "a\0.png"), "without control characters"),
     "box without id": (changed(*ENTRY, "id", DELETE), r'annotations\[0\] has no "id"'),
     "box without image": (changed(*ENTRY, "image_id", DELETE), 'no "image_id"'),
     "box without bbox": (changed(*ENTRY, "bbox", DELETE), 'no "bbox"'),
@@ -179,6 +181,17 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "latin.json").write_bytes(b'{"images": "\xe4"}')
     with pytest.raises(AnnotationError, match="UTF-8"):
         read_coco(tmp_path / "latin.json")
+
+
+def test_names_of_any_script_and_with_odd_spaces_are_read(tmp_path):
+    for name in ("é b.png", "写真　1.png", "Screenshot 9.41\u202fAM.png", "\U0001f529.png"):
+        assert read_coco(write(tmp_path, changed(*IMAGE, "file_name", name))).images[0].file_name == name
+
+
+def test_a_name_too_long_is_a_missing_image(tmp_path):
+    coco = read_coco(write(tmp_path, changed(*IMAGE, "file_name", "a" * 5000)))
+    with pytest.raises(SourceError, match="no image"):
+        coco.images[0].read()
 
 
 def test_images_are_read_and_checked(tmp_path):

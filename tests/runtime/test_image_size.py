@@ -65,7 +65,12 @@ def test_the_picture_is_not_decoded(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0", b"text", b"\x89PNG\r\n\x1a\n"]
+    "data",
+    [
+        *(b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0", b"text", b"\x89PNG\r\n\x1a\n"),
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",  # and no size
+        *(b"\xff\xd8\xff" + marker + b"\0\0" + b"x" * 50 for marker in (b"\xe0", b"\xe1")),  # less than no segment
+    ],
 )
 def test_what_is_no_picture(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)

@@ -206,6 +206,7 @@ def change(content: dict, **changes: object) -> str:
         (lambda content: change(content, run={"name": "x"}), "run does not hold the texts"),
         (lambda content: change(content, run={**content["run"], "name": "../x"}), "is no file name"),
         (lambda content: change(content, shard=[2, 2]), "no whole numbers in their range"),
+        (lambda content: change(content, shard=[0, 10**10]), "no whole numbers in their range"),
         (lambda content: change(content, shard=[True, 2]), "no whole numbers in their range"),
         (lambda content: change(content, batch=0), "no whole numbers in their range"),
         (lambda content: change(content, class_names=[1]), "no list of texts"),

@@ -48,6 +48,17 @@ def test_pixels_counted_from_one_become_sides_between_pixels(tmp_path):
     assert image.path == tmp_path / "VOC2007" / "Annotations" / "000001.jpg"  # there is no JPEGImages
 
 
+def test_a_year_keeps_its_classes_wherever_the_command_runs(tmp_path, monkeypatch):
+    folder = voc_folder(tmp_path / "VOC2007")
+    monkeypatch.chdir(folder)
+    assert read_voc(".").class_names == VOC_CLASSES
+    (tmp_path / "own").mkdir()
+    voc_folder(tmp_path / "own" / "photos")
+    (tmp_path / "own" / "VOC2012").symlink_to(tmp_path / "own" / "photos")
+    assert read_voc(tmp_path / "own" / "VOC2012").class_names == VOC_CLASSES
+    assert read_voc(tmp_path / "own" / "photos").class_names == ("dog", "person")
+
+
 def years(folder):
     """VOC2007 with trainval and test, VOC2012 with trainval; a name of its own for each picture."""
     box = (1.0, 1.0, 5.0, 5.0, "cat", False)
@@ -180,6 +191,9 @@ def test_a_file_too_large_and_one_missing(tmp_path, monkeypatch):
     (folder / "ImageSets" / "Main").mkdir(parents=True)
     (folder / "ImageSets" / "Main" / "train.txt").write_text("000002\n")
     with pytest.raises(AnnotationError, match=r"000002\.xml is not there"):
+        read_voc(folder, "train")
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("a" * 5000)
+    with pytest.raises(AnnotationError, match=r"a\.xml is not there"):
         read_voc(folder, "train")
 
 

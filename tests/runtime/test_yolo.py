@@ -132,6 +132,30 @@ def test_images_that_are_none_stop_strict_reading(tmp_path):
         read_yolo(path)
 
 
+def test_a_picture_without_size_is_refused(tmp_path):
+    path = one_image(tmp_path, "0 0.5 0.5 1 1")
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0" * 8 + b"\x08\x02" + b"\0" * 11 + b"IDAT"
+    (tmp_path / "images" / "train" / "a.png").write_bytes(head)
+    with pytest.raises(AnnotationFault, match=r"a\.png says that it is 0x0 px, expected sides from 1") as caught:
+        read_yolo(path)
+    assert caught.value.fault.kind == "unreadable-image"
+
+
+def test_empty_splits_and_endless_names_get_one_sentence(tmp_path):
+    path = one_image(tmp_path, "")
+    path.write_text("train: []\nnames: [cat]\n")
+    with pytest.raises(AnnotationError, match=r"data\.yaml has no images"):
+        read_yolo(path)
+    path.write_text(f"train: {'a' * 5000}\nnames: [cat]\n")
+    with pytest.raises(AnnotationError, match="a, which is not there"):
+        read_yolo(path)
+    (tmp_path / "list.txt").write_text(f"images/{'a' * 5000}.jpg\n")
+    path.write_text("train: list.txt\nnames: [cat]\n")
+    with pytest.raises(AnnotationFault, match=r"a\.jpg is not there") as caught:
+        read_yolo(path)
+    assert caught.value.fault.kind == "missing-image"
+
+
 def test_splits_as_lists_of_folders_and_of_files(tmp_path):
     write_yolo(tmp_path, {"one": [Truth("a", 4, 4)], "two": [Truth("b", 4, 4)]}, ["cat"])
     (tmp_path / "list.txt").write_text(f"./images/two/b.png\n\n{tmp_path}/images/one/a.png\n")

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import AnnotationError
+from runtime.errors import AnnotationError, UserError
 from training.anchor_statistics import main
 from training.models.arguments import spec_of
 from training.models.specs import spec_for
@@ -72,5 +72,16 @@ def test_the_conveyors_detector_by_default(tmp_path, capsys):
 def test_data_without_boxes_are_refused(wide_boxes, tmp_path):
     content = json.loads(wide_boxes.read_text())
     wide_boxes.write_text(json.dumps(content | {"annotations": []}))
-    with pytest.raises(AnnotationError, match="has no boxes to measure"):
+    with pytest.raises(AnnotationError, match="has no objects"):
         main(["--data", str(wide_boxes), "--output", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("words", [("--seed", "-1"), ("--count", "0")])
+def test_wrong_numbers_get_one_sentence(tmp_path, words):
+    with pytest.raises(UserError, match=f"{words[0]} is {words[1]}: expected"):
+        main(["--output", str(tmp_path), *words])
+
+
+def test_a_wrong_seed_of_own_data(wide_boxes, tmp_path):
+    with pytest.raises(UserError, match="--seed is -1"):
+        main(["--data", str(wide_boxes), "--output", str(tmp_path), "--seed", "-1"])

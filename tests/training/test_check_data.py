@@ -63,6 +63,35 @@ def test_every_fault_of_coco(tmp_path):
     assert found == sorted(expected)
 
 
+def test_data_without_images_or_objects_are_at_fault(tmp_path):
+    """Labels in a folder that nobody looks into make every picture one without objects."""
+    arguments = clean(tmp_path / "data", "yolo")
+    (tmp_path / "data" / "labels" / "val").rename(tmp_path / "data" / "Labels")
+    code, found = check(tmp_path, arguments, "--allow", "image-without-annotation")
+    assert code == 1
+    assert ("val", "no-objects", "data.yaml") in found
+    assert ("train", "no-objects", "data.yaml") not in found
+    empty = write_coco(tmp_path / "empty", [], NAMES)
+    assert check(tmp_path, ["--data", str(empty)]) == (1, [("train", "no-objects", "annotations.json")])
+    crowd = write_coco(tmp_path / "crowd", TRAIN[:1], NAMES)
+    document = json.loads(crowd.read_text())
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    crowd.write_text(json.dumps(document))
+    assert check(tmp_path, ["--data", str(crowd)]) == (1, [("train", "no-objects", "annotations.json")])
+
+
+def test_names_too_long_are_missing_images(tmp_path):
+    file = write_coco(tmp_path / "data", TRAIN[:2], NAMES)
+    document = json.loads(file.read_text())
+    document["images"][0]["file_name"] = "a" * 5000
+    document["images"][1]["file_name"] = f"{'b' * 5000}/b.png"
+    file.write_text(json.dumps(document))
+    code, found = check(tmp_path, ["--data", str(file)])
+    assert code == 1
+    assert [kind for _, kind, _ in found] == ["missing-image", "missing-image"]
+
+
 def test_every_fault_of_voc(tmp_path):
     arguments = clean(tmp_path / "data", "voc")
     expected = spoil_pictures(tmp_path / "data")
@@ -147,7 +176,9 @@ def test_the_same_file_and_other_classes_in_train_and_val(tmp_path):
     val = tmp_path / "train" / "val.json"
     document = json.loads(train.read_text())
     document["categories"][1]["name"] = "horse"
-    val.write_text(json.dumps({**document, "images": document["images"][:1], "annotations": []}))
+    val.write_text(
+        json.dumps({**document, "images": document["images"][:1], "annotations": document["annotations"][:1]})
+    )
     code, found = check(tmp_path, ["--data", str(train), "--val", str(val), "--val-images", str(train.parent)])
     assert code == 1
     assert found == [("val", "train-and-val", "t0.png"), ("val", "unknown-class", "val.json")]

@@ -207,7 +207,7 @@ def test_difficult_objects_are_left_out_unless_asked_for(tmp_path):
 
 
 def test_all_formats_by_the_command_line(tmp_path):
-    yolo = write_yolo(tmp_path / "yolo", {"train": OWN, "val": OWN[1:]}, ["cat", "dog"])
+    yolo = write_yolo(tmp_path / "yolo", {"train": OWN, "val": OWN[:1]}, ["cat", "dog"])
     coco = write_coco(tmp_path / "coco" / "train", OWN, ["cat", "dog"])
     write_coco(tmp_path / "coco" / "val", OWN[:1], ["cat", "dog"])
     voc = write_voc(tmp_path / "voc", {"train": OWN, "test": [OWN[0]._replace(name="c")]})
@@ -220,9 +220,9 @@ def test_all_formats_by_the_command_line(tmp_path):
     ):
         arguments = parsed(*words)
         assert len(training_samples(arguments)[0]) == count, words
-        assert len(validation_data(arguments)) == held_out, words
+        assert len(validation_data(arguments, ["cat", "dog"])) == held_out, words
     with pytest.raises(UserError, match="came without --val"):
-        validation_data(parsed("--data", coco))
+        validation_data(parsed("--data", coco), ["cat", "dog"])
 
 
 def test_a_refused_data_set_names_the_command_that_lists_all_faults(tmp_path, capsys):
@@ -245,11 +245,48 @@ def test_images_that_would_end_an_epoch_are_found_before_it(tmp_path):
     arguments = parsed("--data", coco, "--val", coco)
     training_samples(arguments)  # a worker will report it, and take another image
     with pytest.raises(SourceError, match=r"1 of 2 images of .*: .*b\.png is cut off .*training/data/validate\.py"):
-        validation_data(arguments)
+        validation_data(arguments, ["cat", "dog"])
     first.unlink()
     for read in (training_samples, validation_data):
         with pytest.raises(SourceError, match=r"of 2 images of .*: .*a\.png is not there"):
-            read(arguments)
+            read(arguments, ["cat", "dog"])
+
+
+def test_validation_data_that_cannot_be_measured_are_refused_before_training(tmp_path):
+    coco = write_coco(tmp_path / "own", OWN, ["cat", "dog"])
+    empty = write_coco(tmp_path / "empty", OWN[1:], ["cat", "dog"])
+    arguments = parsed("--data", coco, "--val", coco)
+    assert len(validation_data(arguments, ["dog", "cat"])) == 2  # their order does not matter
+    with pytest.raises(AnnotationError, match="does not know dog and the data does not have cow"):
+        validation_data(arguments, ["cat", "cow"])
+    with pytest.raises(AnnotationError, match="has no boxes"):
+        validation_data(parsed("--data", coco, "--val", empty), ["cat", "dog"])
+    with pytest.raises(AnnotationError, match="other classes than the detector"):
+        validation_data(parsed("--data", coco, "--val", "conveyor"), ["cat", "dog"])
+
+
+def test_splits_without_data_yaml_do_not_leak(tmp_path):
+    """Pictures that --val-split names are not trained on."""
+    folder = write_yolo(tmp_path, {"train": OWN, "val": [OWN[0]._replace(name="v")]}, ["cat", "dog"]).parent
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    for words in ([], ["--val-split", "val"]):
+        arguments = parsed("--data", folder, *words)
+        samples, names = training_samples(arguments)
+        assert [image.path.stem for image in samples.annotations] == ["a", "b"]
+        assert [image.path.stem for image in validation_data(arguments, names)] == ["v"]
+
+
+def test_training_data_without_objects_are_refused(tmp_path):
+    yolo = write_yolo(tmp_path / "yolo", {"train": OWN}, ["cat", "dog"])
+    (yolo.parent / "labels").rename(yolo.parent / "Labels")
+    with pytest.raises(AnnotationError, match=r"has no objects, .*: check that its label files are found"):
+        training_samples(parsed("--data", yolo))
+    hard = OWN[0]._replace(boxes=((*BOX, "cat", True),))
+    voc = write_voc(tmp_path / "voc", {"train": [hard]})
+    with pytest.raises(AnnotationError, match="no objects but crowds and difficult ones"):
+        training_samples(parsed("--data", voc, "--split", "train"))
+    assert len(training_samples(parsed("--data", voc, "--split", "train", "--use-difficult"))[0]) == 1
 
 
 def test_flips_by_the_command_line(tmp_path):

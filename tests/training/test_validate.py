@@ -46,8 +46,8 @@ def test_annotations_that_cannot_be_read_at_all(tmp_path, capsys, broken):
 
 def test_allowed_kinds_are_listed_but_do_not_fail(tmp_path, capsys):
     arguments = clean(tmp_path / "data", "yolo")
-    for name in ("t0", "t1", "t2", "t3"):
-        (tmp_path / "data" / "labels" / "train" / f"{name}.txt").unlink()
+    for name in ("train/t0", "train/t1", "train/t2", "val/v0"):
+        (tmp_path / "data" / "labels" / f"{name}.txt").unlink()
     assert check(tmp_path, arguments)[0] == 1
     assert "4 faults in 6 images\n" in capsys.readouterr().out
     code, found = check(tmp_path, arguments, "--allow", "image-without-annotation")

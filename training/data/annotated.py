@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch.utils.data import Dataset
 
-from runtime.annotated_images import CocoAnnotations
+from runtime.annotated_images import CocoAnnotations, CocoImage
 from runtime.errors import AnnotationError
 from training.data.augmentation import Augmentation
 from training.data.sample import Sample
@@ -22,7 +23,7 @@ class AnnotatedDataset(Dataset[Sample]):
             the published Faster R-CNN.
         augmentation: what the loader does to the samples; None: half of them are mirrored left-right.
     Raises:
-        AnnotationError: there are no images, or the classes differ from class_names.
+        AnnotationError: there are no images, or no objects to train on, or the classes differ from class_names.
         SourceError: (when an item is asked for) its image is missing, unreadable or of another size.
     """
 
@@ -40,6 +41,11 @@ class AnnotatedDataset(Dataset[Sample]):
         self.augmentation = augmentation or Augmentation(flip="horizontal")
         if not annotations.images:
             raise AnnotationError(f"{annotations.file} lists no images: a data set needs at least one.")
+        if all(self.left_out(image).all() for image in annotations):
+            found = any(len(image.class_ids) for image in annotations)
+            what = "no objects but crowds and difficult ones" if found else "no objects"
+            advice = "give other data, or --use-difficult" if found else "check that its label files are found"
+            raise AnnotationError(f"{annotations.file} has {what}, expected at least one to train on: {advice}.")
         if class_names is not None and tuple(class_names) != self.class_names:
             raise AnnotationError(
                 f"{annotations.file} has the classes {', '.join(self.class_names)}, expected {', '.join(class_names)}: "
@@ -51,5 +57,8 @@ class AnnotatedDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image = self.annotations.images[index]
-        left_out = image.is_crowd if self.use_difficult else image.is_crowd | image.is_difficult
-        return Sample(image.read(), image.boxes_xyxy, image.class_ids + 1, left_out, image.image_id)
+        return Sample(image.read(), image.boxes_xyxy, image.class_ids + 1, self.left_out(image), image.image_id)
+
+    def left_out(self, image: CocoImage) -> np.ndarray:
+        """bool [N]: which of its objects are not trained on."""
+        return image.is_crowd if self.use_difficult else image.is_crowd | image.is_difficult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,13 @@ def read_set(name: str, path: Path, images: Path | None, split: str | None) -> C
     annotations = None
     with findings:
         annotations = read_annotations(path, images, split, usual_split=name, findings=findings)
-    return CheckedSet(name, annotations, findings.faults)
+    part = CheckedSet(name, annotations, findings.faults)
+    if annotations is not None and not any((~image.is_crowd).any() for image in annotations):
+        message = (
+            f"has no object that is not a crowd (images: {len(annotations)}); check that its label files are found"
+        )
+        part.faults.append(Fault("no-objects", str(annotations.file), message))
+    return part
 
 
 def check_images(part: CheckedSet, workers: int) -> None:
@@ -111,7 +118,7 @@ def check_between(train: CheckedSet, val: CheckedSet) -> None:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path's, False for names that are too long
         return []
     found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     return sorted(path for path in found if path.is_file())

@@ -14,7 +14,8 @@ from runtime.annotations import declares_split, read_annotations
 from runtime.coco import CocoAnnotations
 from runtime.conveyor import CLASS_NAMES
 from runtime.errors import AnnotationError, SourceError, UserError
-from runtime.evaluation import held_out_images
+from runtime.evaluation import check_class_names, held_out_images
+from runtime.metrics import check_objects
 from training.data.annotated import AnnotatedDataset
 from training.data.augmentation import add_augmentation_arguments, augmentation_of
 from training.data.check_pictures import check_pictures
@@ -49,9 +50,12 @@ def training_samples(
     Raises:
         AnnotationError: the annotations cannot be used; it says how to list all their faults.
         SourceError: images are missing.
-        UserError: an augmentation that cannot be used.
+        UserError: an augmentation that cannot be used, or too few images or too low a seed to generate from.
     """
     if arguments.data == "conveyor":
+        for name, least in (("count", 1), ("seed", 0)):
+            if getattr(arguments, name) < least:
+                raise UserError(f"--{name} is {getattr(arguments, name)}: expected {least} or more.")
         generated = ConveyorDataset(arguments.count, arguments.seed)
         generated.augmentation = augmentation_of(arguments, "both")
         return generated, CLASS_NAMES
@@ -65,16 +69,25 @@ def training_samples(
     return dataset, dataset.class_names
 
 
-def validation_data(arguments: argparse.Namespace) -> CocoAnnotations:
-    """Annotated images to measure AP on.
+def validation_data(arguments: argparse.Namespace, class_names: Sequence[str]) -> CocoAnnotations:
+    """Annotated images to measure AP on, of a detector of `class_names`.
 
     All images are opened once: AP is measured on all of them, so one that cannot be read would end the first epoch.
 
     Raises:
-        AnnotationError: the annotations cannot be used; it says how to list all their faults.
+        AnnotationError: the annotations cannot be used; it says how to list all their faults. Or they have no objects,
+            or other classes than `class_names`, whose order does not matter.
         SourceError: images are missing, unreadable or of another size.
         UserError: own data without held-out images: AP on the training images would mean nothing.
     """
+    validation = _validation_data(arguments)
+    check_objects(validation)
+    check_class_names(class_names, validation)
+    return validation
+
+
+def _validation_data(arguments: argparse.Namespace) -> CocoAnnotations:
+    """validation_data, its objects and classes unseen."""
     if arguments.val == "conveyor" or (arguments.val is None and arguments.data == "conveyor"):
         return held_out_images()
     if arguments.val is not None:
@@ -112,7 +125,9 @@ def _read(data: str, images: Path | None, split: str | None, purpose: str) -> Co
 def _missing(annotations: CocoAnnotations) -> list[Fault]:
     """Training images that are not there; what else is wrong with one shows when it is its turn, and stops nothing."""
     return [
-        Fault("missing-image", str(image.path), "is not there") for image in annotations if not image.path.is_file()
+        Fault("missing-image", str(image.path), "is not there")
+        for image in annotations
+        if not os.path.isfile(image.path)
     ]
 
 
