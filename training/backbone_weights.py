@@ -80,12 +80,10 @@ def _named_weights(name: str, spec: DetectorSpec) -> WeightsEnum:
             f"torchvision's {network} has its strides in the 3 x 3 convolutions, the spec in the 1 x 1 ones "
             "(spec.backbone.stride_in_1x1): leave that out, or give a file of such weights."
         )
-    members = {str(member): member for member in known}
-    if name == network:
-        return known.DEFAULT  # type: ignore[attr-defined]
+    members = {network: known.DEFAULT, **{str(member): member for member in known}}  # type: ignore[attr-defined]
     if name not in members:
         raise ArtifactError(
-            f"no weights {name!r} for the backbone {network}: use {network}, {', '.join(members)} or a file FILE.pth."
+            f"no weights {name!r} for the backbone {network}: use {', '.join(members)} or a file FILE.pth."
         )
     _check_normalisation(members[name], spec.input)
     return members[name]

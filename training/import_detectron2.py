@@ -67,6 +67,12 @@ FIRST_LATERAL, FC1 = "backbone.fpn_lateral2.weight", "roi_heads.box_head.fc1.wei
 CELLS = "proposal_generator.anchor_generator.cell_anchors."
 FIRST_CONV = "backbone.body.conv1.weight"  # by our name
 NO_WEIGHTS = re.compile(r"pixel_mean|pixel_std|.*\.cell_anchors\.\d+|.*\.num_batches_tracked")
+STATED_AXES = (  # names -> axes of the arrays whose shapes are read
+    (r".*\.stem\.conv1\.weight|backbone\.fpn_lateral2\.weight", 4),
+    (r"proposal_generator\.rpn_head\.(conv|objectness_logits)\.weight", 4),
+    (r"roi_heads\.box_head\.fc1\.weight|roi_heads\.box_predictor\.(cls_score|bbox_pred)\.weight", 2),
+    (r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.bias", 1),
+)
 RESNET = r"(?:backbone\.(?:bottom_up\.)?|(roi_heads)\.)"
 NAMES = (  # their names -> ours
     (rf"{RESNET}stem\.conv1\.weight", lambda m: FIRST_CONV),
@@ -114,6 +120,7 @@ def _spec_of(arrays: Arrays, path: Path, origin: Origin, names_for: Callable[[in
     absent = [name for name in needed if name not in arrays]
     if absent:
         raise ArtifactError(f"{path} lacks {absent[0]}: expected detectron2's Faster R-CNN, C4 or FPN, with its RPN.")
+    _check_shapes(arrays, path)
     is_fpn, network = FIRST_LATERAL in arrays, _network(arrays, path)
     strides, stages = ((4, 8, 16, 32, 64), (1, 2, 3, 4)) if is_fpn else ((16,), (3,))
     backbone = BackboneSpec(
@@ -147,6 +154,21 @@ def _spec_of(arrays: Arrays, path: Path, origin: Origin, names_for: Callable[[in
     )
 
 
+def _check_shapes(arrays: Arrays, path: Path) -> None:
+    """What is read of shapes below can be; whether they agree is found when the weights are loaded."""
+    for name, array in arrays.items():
+        axes = next((axes for pattern, axes in STATED_AXES if re.fullmatch(pattern, name)), array.ndim)
+        if array.ndim != axes or 0 in array.shape:
+            raise ArtifactError(f"{path} has {name} of shape {array.shape}: expected {axes} axes, none of them empty.")
+    for name, array in arrays.items():
+        if name.startswith(CELLS) and array.shape[1:] != (4,):
+            raise ArtifactError(f"{path} has {name} of shape {array.shape}: expected a box of 4 numbers per anchor.")
+        if name in ("pixel_mean", "pixel_std") and array.size != 3:
+            raise ArtifactError(f"{path} has {name} of shape {array.shape}: expected 3 numbers, one per channel.")
+    if len(arrays[CLASS_SCORES]) < 2:
+        raise ArtifactError(f"{path} has one row in {CLASS_SCORES}: expected the background's and one per class.")
+
+
 def _network(arrays: Arrays, path: Path) -> str:
     """The ResNet, by the number of blocks in res4."""
     blocks = {match[1] for name in arrays if (match := re.search(r"\.res4\.(\d+)\.conv3\.weight$", name))}
@@ -161,6 +183,8 @@ def _network(arrays: Arrays, path: Path) -> str:
 def _anchors(arrays: Arrays, path: Path, strides: tuple[int, ...]) -> AnchorSpec:
     """The model zoo's anchors, or those that the file states (those of older versions do)."""
     cells = [arrays[f"{CELLS}{level}"] for level in range(len(strides)) if f"{CELLS}{level}" in arrays]
+    if cells and len(cells) != len(strides):
+        raise ArtifactError(f"{path} states the anchors of {len(cells)} levels: expected {len(strides)}, or none.")
     sizes: tuple[tuple[float, ...], ...] = C4_SIZES if len(strides) == 1 else FPN_SIZES
     ratios: tuple[tuple[float, ...], ...] = (RATIOS,) * len(strides)
     if cells:

@@ -69,7 +69,10 @@ def load_torchvision(source: str, class_names: Sequence[str] | None = None) -> t
     state = _modern_keys(read_state(file, hint))
     if CLASS_SCORES not in state:
         raise ArtifactError(f"{file} does not hold the weights of {name}, it lacks {CLASS_SCORES}: {hint}.")
-    num_classes = state[CLASS_SCORES].shape[0] - 1
+    shape = list(state[CLASS_SCORES].shape)
+    if len(shape) != 2 or shape[0] < 2:
+        raise ArtifactError(f"{file} has {CLASS_SCORES} of shape {shape}: expected classes + 1 x features; {hint}.")
+    num_classes = shape[0] - 1
     names = class_names_for(num_classes, class_names, is_published=num_classes == len(COCO_CLASS_NAMES))
     return _loaded(name, names, state, file, hint)
 

@@ -182,6 +182,16 @@ def test_weights_for_other_pixels_are_refused():
         load_backbone_weights(model, "VGG16_Weights.IMAGENET1K_FEATURES")
 
 
+@pytest.mark.parametrize("source", ["resnet50", str(ResNet50_Weights.IMAGENET1K_V2)])
+def test_another_value_scale_is_refused_for_either_form_of_name(source, folder):
+    """The bare name is its default weights' entry; the file is there, so that nothing else can be in the way."""
+    torch.save({}, folder / Path(ResNet50_Weights.IMAGENET1K_V2.url).name)
+    pixels = {"value_scale": 1.0}
+    model = build_detector(spec_for("fasterrcnn_resnet50_c4", ("a",), input=pixels))
+    with pytest.raises(ArtifactError, match=r"^ResNet50_Weights\.IMAGENET1K_V2 expects mean .* with value_scale 1:"):
+        load_backbone_weights(model, source)
+
+
 def test_strides_in_the_1x1_convolutions_are_not_torchvisions():
     model = build_detector(spec_for("fasterrcnn_resnet50_c4", ("a",), backbone={"stride_in_1x1": True}))
     with pytest.raises(ArtifactError, match="stride_in_1x1"):

@@ -14,7 +14,7 @@ from runtime.preprocess import preprocess
 from tests.helpers import random_frame, spread_weights
 from tests.training.test_models import torchvision_detector
 from training import weight_files
-from training.import_weights import TORCHVISION_NAMES, load_torchvision
+from training.import_weights import CLASS_SCORES, TORCHVISION_NAMES, load_torchvision
 from training.models.detectors import build_detector
 from training.models.specs import spec_for
 
@@ -107,7 +107,7 @@ def test_download_goes_where_torchvision_looks(folder, monkeypatch):
     assert asked == [(f"https://download.pytorch.org/models/{FILES[name]}", "907ea3f9")]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken", b"\x80\x02."])
 def test_broken_file_is_named(folder, content):
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     (folder / FILES[name]).write_bytes(content)
@@ -115,7 +115,17 @@ def test_broken_file_is_named(folder, content):
         load_torchvision(name)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"backbone.body.0.0.weight": torch.zeros(1)}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"epoch": 3},
+        [1, 2],
+        {"backbone.body.0.0.weight": torch.zeros(1)},
+        {0: torch.zeros(1)},
+        {"model": {0: torch.zeros(1)}},
+        {"weight": torch.zeros(2).to_sparse()},
+    ],
+)
 def test_file_with_something_else_is_named(folder, content):
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     torch.save(content, folder / FILES[name])
@@ -131,6 +141,7 @@ def test_unknown_name_gives_the_nearest():
 # --- files of one's own
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
+LATERAL = "backbone.fpn.inner_blocks.0.0.weight"
 
 
 def their_state(name: str, num_classes: int, **options) -> dict[str, torch.Tensor]:
@@ -177,12 +188,16 @@ def test_checkpoint_of_90_classes_has_cocos_names(tmp_path):
 
 def test_every_key_of_an_own_file_counts(tmp_path):
     good, file = their_state(SMALL, 3, frozen=True), tmp_path / "tuned.pth"
+    assert LATERAL in good
     key = "rpn.head.conv.0.0.weight"
     for changes, message in (
         ({key: None}, f"lacks the weights {key} .* give a state dict of torchvision's {SMALL}"),
         ({"mask": torch.zeros(1)}, "has weights mask that its spec does not know"),
         ({key: good[key][:5]}, r"rpn\.head\.conv\.0\.0\.weight of shape \(5, 256, 3, 3\)"),
-        ({"roi_heads.box_predictor.cls_score.weight": None}, "does not hold the weights of"),
+        ({CLASS_SCORES: None}, "does not hold the weights of"),
+        ({CLASS_SCORES: torch.tensor(1.0)}, r"cls_score\.weight of shape \[\]: expected classes \+ 1 x features"),
+        ({CLASS_SCORES: good[CLASS_SCORES][:1]}, r"of shape \[1, 1024\]: expected classes \+ 1 x features"),
+        ({LATERAL: torch.zeros(256)}, r"inner_blocks\.0\.0\.weight of shape \(256,\)"),
     ):
         torch.save({name: value for name, value in (good | changes).items() if value is not None}, file)
         with pytest.raises(ArtifactError, match=message):
