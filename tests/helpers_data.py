@@ -10,6 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from runtime.coco import CocoImage
+
 
 class Truth(NamedTuple):
     """One picture: boxes are (x1, y1, x2, y2, class name, is difficult) in image px, sides between pixels."""
@@ -91,3 +93,22 @@ def write_yolo(folder: Path, splits: dict[str, Sequence[Truth]], names: Sequence
     path = folder / "data.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def annotated_image(
+    image_id: int, side: int, boxes: Sequence, class_ids: Sequence[int], *, crowd=None, difficult=None
+) -> CocoImage:
+    """A made-up image of `side` x `side` px that is not on disk; crowd and difficult are lists of bool, or none is."""
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    return CocoImage(
+        image_id=image_id,
+        file_name=f"{image_id}.png",
+        path=Path(f"{image_id}.png"),
+        height=side,
+        width=side,
+        boxes_xyxy=array,
+        class_ids=np.array(class_ids, np.int64),
+        is_crowd=np.array(crowd or [False] * len(array), bool),
+        areas=(array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1]),
+        is_difficult=np.array(difficult or [False] * len(array), bool),
+    )

@@ -47,6 +47,7 @@ from training.numerics import set_numerics
 from training.optimizer_step import OptimizerStep
 from training.peers import torchvision_detector
 from training.random_weights import spread_weights
+from training.run_folder import hardware_name
 from training.schedule import TrainOptions, build_optimizer
 from training.settings import TrainSettings
 from training.step_log import StepLog
@@ -211,7 +212,7 @@ def report(
         name = f"ours: {one.name}" if one.is_ours else one.name
         label = f"{rate:.1f} images/s"
         bars.append({"name": name, "median_ms": statistics.median(per_image), "p95_ms": max(per_image), "label": label})
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    hardware = hardware_name(device)
     title = f"{arguments.architecture}, {arguments.size}, batch {arguments.batch_size}, {hardware}"
     print(f"\n{title}\n{format_table(('training', 'ms/step', 'images/s', 'ours is faster'), rows)}")
     content: dict[str, Any] = {

@@ -42,14 +42,18 @@ def check_run_folder(folder: Path, resume: bool) -> None:
         raise UserError(f"{folder} holds an earlier run: give --resume to go on with it, or another --output.")
 
 
+def hardware_name(device: torch.device) -> str:
+    """The GPU's name, or how many threads of the CPU PyTorch uses."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def provenance(script: str, argv: list[str] | None, device: torch.device, initial_weights: str) -> dict[str, str]:
     """How the weights come to be, for the checkpoint's notes; `script` is run as `python SCRIPT`."""
     words = sys.argv[1:] if argv is None else argv
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     several = f"{process_count()} x " if process_count() > 1 else ""
     return {
         "command": shlex.join(["python", script, *words]),
-        "hardware": f"{several}{hardware} ({platform.machine()})",
+        "hardware": f"{several}{hardware_name(device)} ({platform.machine()})",
         "torch": str(torch.__version__),
         "initial_weights": initial_weights,
     }

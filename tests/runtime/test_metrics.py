@@ -18,6 +18,7 @@ from runtime.detections import Detections
 from runtime.errors import AnnotationError, BackendUnavailableError, SourceError
 from runtime.evaluation import check_class_names, coco_records, detect_images, evaluate_detections, evaluate_detector
 from runtime.metrics import evaluate_records
+from tests.helpers_data import annotated_image
 
 SIDE = 200  # px of the made-up images
 BOX = (20.0, 20.0, 60.0, 60.0)
@@ -25,18 +26,7 @@ ELSEWHERE = (100.0, 100.0, 140.0, 140.0)
 
 
 def image(image_id: int, boxes: list, class_ids: list[int], crowd: list[bool] | None = None) -> CocoImage:
-    array = np.array(boxes, np.float32).reshape(-1, 4)
-    return CocoImage(
-        image_id=image_id,
-        file_name=f"{image_id}.png",
-        path=Path(f"{image_id}.png"),
-        height=SIDE,
-        width=SIDE,
-        boxes_xyxy=array,
-        class_ids=np.array(class_ids, np.int64),
-        is_crowd=np.array(crowd or [False] * len(array), bool),
-        areas=(array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1]),
-    )
+    return annotated_image(image_id, SIDE, boxes, class_ids, crowd=crowd)
 
 
 def dataset(*images: CocoImage, names: tuple[str, ...] = ("bolt",), ids: tuple[int, ...] = ()) -> CocoAnnotations:

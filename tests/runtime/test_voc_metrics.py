@@ -15,6 +15,7 @@ from runtime.coco import CocoAnnotations, CocoImage
 from runtime.detections import Detections
 from runtime.evaluation import coco_records, evaluate_detections
 from runtime.voc_metrics import VocEvaluation, average_precision, eleven_point_precision, evaluate_voc
+from tests.helpers_data import annotated_image
 
 SIDE = 120  # px of the made-up images
 NAMES = ("aeroplane", "bicycle", "bird", "boat")  # of the last there is no object, of the third no detection
@@ -23,19 +24,7 @@ ELSEWHERE = (70.0, 70.0, 110.0, 110.0)
 
 
 def image(image_id: int, boxes: list, class_ids: list[int], difficult: list[bool] | None = None, crowd=None):
-    array = np.array(boxes, np.float32).reshape(-1, 4)
-    return CocoImage(
-        image_id=image_id,
-        file_name=f"{image_id}.png",
-        path=Path(f"{image_id}.png"),
-        height=SIDE,
-        width=SIDE,
-        boxes_xyxy=array,
-        class_ids=np.array(class_ids, np.int64),
-        is_crowd=np.array(crowd or [False] * len(array), bool),
-        areas=(array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1]),
-        is_difficult=np.array(difficult or [False] * len(array), bool),
-    )
+    return annotated_image(image_id, SIDE, boxes, class_ids, crowd=crowd, difficult=difficult)
 
 
 def dataset(*images: CocoImage, names: tuple[str, ...] = NAMES) -> CocoAnnotations:
