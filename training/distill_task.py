@@ -22,6 +22,7 @@ from training.distill_losses import (
 from training.distill_settings import DistillSettings, check_teacher, matched_levels
 from training.losses import Losses, RoiSample, Targets, detector_losses, usable_targets
 from training.models.detectors import FasterRcnn, Regions
+from training.models.folded_norms import FoldedNorms
 from training.settings import TrainSettings
 
 
@@ -45,6 +46,7 @@ class DistillTask:
         self.settings = settings
         self.rule = rule
         self.teacher = teacher.eval().requires_grad_(False)
+        self.teachers_norms = FoldedNorms(teacher)
         self.levels = matched_levels(student.spec, teacher.spec) if rule.distill_features else []
         channels = student.backbone.out_channels, teacher.backbone.out_channels
         # one 1 x 1 convolution per pair of levels brings the student's features to the teacher's number of channels
@@ -92,7 +94,7 @@ class DistillTask:
     ) -> dict[str, Tensor]:
         """The terms whose weight is not 0, times their weights."""
         rule, teacher = self.rule, self.teacher
-        with torch.no_grad():
+        with torch.no_grad(), self.teachers_norms.active():
             their_features = teacher.backbone(images)
             their_regions: Regions = teacher.rpn(their_features)
             their_boxes = teacher.classify(their_features, sample)

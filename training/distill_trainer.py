@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from runtime.errors import UserError
 from training.distill_task import DistillTask
+from training.position import check_start, own_position
 from training.quantise_ranges import weights_digest
 from training.schedule import build_optimizer
 from training.trainer import Trainer
@@ -41,13 +41,8 @@ class DistillTrainer(Trainer):
         return {**super()._position(), "distillation": own}
 
     def _go_to(self, state: dict[str, Any]) -> None:
-        own = state.get("distillation")
-        if not isinstance(own, dict):
-            raise UserError(f"{self.folder} holds a run without a teacher: give the --output of one that had one.")
-        if own.get("start") != self.start:
-            raise UserError(
-                f"{self.folder} began with another teacher or other weights of the terms: resume with the same "
-                "--teacher and options, or give a new --output."
-            )
+        own = own_position(state, "distillation", self.folder, "a run without a teacher")
+        what = "another teacher or other weights of the terms"
+        check_start(own.get("start"), self.start, self.folder, what, "--teacher and options")
         super()._go_to(state)
         self.distillation.adapters.load_state_dict(own["adapters"])

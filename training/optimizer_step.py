@@ -12,6 +12,7 @@ from training.data.batch import Batch
 from training.distributed import average_gradients, process_count, process_rank
 from training.losses import Targets
 from training.models.detectors import FasterRcnn
+from training.models.folded_norms import FoldedNorms
 from training.numerics import autocast_type
 from training.schedule import TrainOptions
 from training.tasks import Task
@@ -43,6 +44,7 @@ class OptimizerStep:
         self.learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         clipped = [group["params"] for group in optimizer.param_groups if group.get("clipped", True)]
         self.clipped = [parameter for parameters in clipped for parameter in parameters]
+        self.folded_norms = FoldedNorms(model)
         self.autocast_type = autocast_type(options.precision, device)
         self.may_skip = self.autocast_type == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.may_skip)
@@ -83,7 +85,8 @@ class OptimizerStep:
 
         images = here(batch.images, memory_format=torch.channels_last)
         targets = [Targets(here(boxes), here(labels)) for boxes, labels in batch.targets]
-        with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
+        autocast = torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None)
+        with autocast, self.folded_norms.active():
             return dict(self.task.losses(self.model, images, here(batch.im_info), targets))
 
 

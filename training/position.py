@@ -32,6 +32,30 @@ def read_position(path: Path, spec: DetectorSpec) -> tuple[Mapping[str, Tensor],
     return content["model"], state
 
 
+def own_position(state: Mapping[str, Any], key: str, folder: Path, lacking: str) -> dict[str, Any]:
+    """What a trainer of a kind of its own added to the position; `lacking` says what a run without it is.
+
+    Raises:
+        UserError: it is the position of another kind of run.
+    """
+    own = state.get(key)
+    if not isinstance(own, dict):
+        raise UserError(f"{folder} holds {lacking}: give the --output of one that was not.")
+    return own
+
+
+def check_start(earlier: object, now: object, folder: Path, what: str, options: str) -> None:
+    """A run goes on as it began: with what, and which options decide it.
+
+    Raises:
+        UserError: it began otherwise.
+    """
+    if earlier != now:
+        raise UserError(
+            f"{folder} began with {what}: resume with the same {options}, or give a new --output."
+        )
+
+
 def fixed_options(options: TrainOptions, steps_per_epoch: int) -> dict[str, Any]:
     """What a position depends on; it is kept in it."""
     return {"optimizer": options.optimizer, "steps_per_epoch": steps_per_epoch}

@@ -11,6 +11,7 @@ from runtime.errors import UserError
 from training.checkpoint import save_checkpoint
 from training.fake_quantise import FakeQuantisation
 from training.loader import epoch_batches
+from training.position import check_start, own_position
 from training.quantise_ranges import ObservedImages, weights_digest, write_ranges
 from training.schedule import build_optimizer
 from training.trainer import Trainer
@@ -88,14 +89,9 @@ class QuantisedTrainer(Trainer):
         return {**super()._position(), "quantised": own}
 
     def _go_to(self, state: dict[str, Any]) -> None:
-        own = state.get("quantised")
-        if not isinstance(own, dict):
-            raise UserError(f"{self.folder} holds a run that was not quantised: give the --output of one that was.")
-        if own.get("start") != self.start:
-            raise UserError(
-                f"{self.folder} began with other weights or images: "
-                "resume with the same --weights, --data, --observe and --seed."
-            )
+        own = own_position(state, "quantised", self.folder, "a run that was not quantised")
+        options = "--weights, --data, --observe and --seed"
+        check_start(own.get("start"), self.start, self.folder, "other weights or images", options)
         if own["steps_per_round"] != self.steps_per_round:
             raise UserError(
                 f"{self.folder} has rounds of {own['steps_per_round']} steps, not {self.steps_per_round}: "

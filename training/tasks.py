@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from training.frozen_stages import learning_modules
 from training.losses import Targets, usable_targets
 from training.models.detectors import FasterRcnn
+from training.models.folded_norms import FoldedNorms
 from training.settings import TrainSettings
 
 PARTS = ("backbone", "rpn", "roi_heads")
@@ -116,6 +117,7 @@ class DetectorTask:
         assert proposer is not None or "backbone" not in learns, "a backbone that changes under the RPN's layers"
         self.settings = settings
         self.proposer = None if proposer is None else proposer.eval().requires_grad_(False)
+        self.proposers_norms = FoldedNorms(nn.Identity() if proposer is None else proposer)
         self.learns = learns
         self.frozen_stages = frozen_stages
 
@@ -132,7 +134,8 @@ class DetectorTask:
             if self.proposer is None:
                 proposals = model.propose(images, im_info, model.rpn(features), self.settings)
             else:
-                regions = self.proposer.rpn(self.proposer.backbone(images))
+                with self.proposers_norms.active():
+                    regions = self.proposer.rpn(self.proposer.backbone(images))
                 proposals = self.proposer.propose(images, im_info, regions, self.settings)
         classes, box = model.box_losses(features, proposals, usable_targets(targets), self.settings)
         return {"detector_class": classes, "detector_box": box}

@@ -74,11 +74,16 @@ def pool_rois(
     *members, padding = indexed_rois[order].split(of_level.sum(dim=1).tolist())  # the one wait for the device
     ratio = sampling_ratio if sampling_ratio > 0 else -1
     pooled = [
-        roi_align(feature.float(), of_feature, output_size, scale, ratio, aligned).to(features[0].dtype)
+        roi_align(_plain(feature), of_feature, output_size, scale, ratio, aligned).to(features[0].dtype)
         for feature, of_feature, scale in zip(features, members, spatial_scales, strict=True)
     ]
     pooled.append(features[0].new_zeros(len(padding), features[0].shape[1], output_size, output_size))
     return torch.cat(pooled)[torch.argsort(order)]
+
+
+def _plain(feature: Tensor) -> Tensor:
+    """float32, and NCHW in memory: what torchvision's kernel takes, in one copy where both have to change."""
+    return feature.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def roi_levels(rois: Tensor, spatial_scales: Sequence[float], canonical_scale: float, canonical_level: int) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.conveyor.dataset import write_dataset
 from runtime.errors import EdgeRcnnError, UserError
 from tests.training.test_trainer import SETTINGS, SMALL, CountingSamples
 from training import distill
@@ -250,11 +249,6 @@ def test_resume_refuses_what_began_otherwise(tmp_path):
     save_checkpoint(tmp_path / "last.pt", detector(STUDENT, 0), STUDENT, training_state=position)
     with pytest.raises(UserError, match="a run without a teacher"):
         make_trainer(tmp_path, CountingSamples(2)).resume()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "conveyor", 4, 11, size_hw=(96, 128), workers=1)
 
 
 @pytest.fixture(scope="module")

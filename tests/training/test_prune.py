@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from runtime.conveyor.dataset import write_dataset
 from runtime.errors import ArtifactError, EdgeRcnnError, UserError
 from tests.training.test_trainer import SMALL, CountingSamples
 from training import prune
@@ -24,16 +23,8 @@ COSTS = [Cost((96, 128), 2_000_000, 3_000_000_000, 12.345), Cost((96, 128), 1_00
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "conveyor", 4, 11, size_hw=(96, 128), workers=1)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "whole.pt"
-    save_checkpoint(path, build_detector(SPEC), SPEC)
-    return path
+def weights(write_weights):
+    return write_weights(SPEC, "whole.pt")
 
 
 def command(data, weights, output) -> list[str]:

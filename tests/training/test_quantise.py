@@ -14,7 +14,6 @@ from calib.convert import INT8, Calibration, convert, read_source
 from calib.learned import read_learned_ranges
 from export.canvas import choose_canvas, spec_with_canvas
 from export.graph import build_graph
-from runtime.conveyor.dataset import write_dataset
 from runtime.errors import ArtifactError, EdgeRcnnError, UserError
 from tests.training.test_trainer import SETTINGS, SMALL, CountingSamples
 from training import quantise
@@ -212,16 +211,8 @@ def test_resume_refuses_what_began_otherwise(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "conveyor", 4, 11, size_hw=(96, 128), workers=1)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
-    save_checkpoint(path, build_detector(SPEC), SPEC, half=True)
-    return path
+def weights(write_weights):
+    return write_weights(SPEC, "tiny.pt", half=True)
 
 
 def test_the_command_measures_before_and_after_and_goes_on(data, weights, tmp_path, capsys):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from runtime.errors import UserError
 from training.loader import epoch_batches
-from training.schedule import TrainOptions, add_option_arguments, learning_rate_at, train_options
+from training.schedule import TrainOptions, add_option_arguments, build_optimizer, learning_rate_at, train_options
 
 
 @given(st.integers(2, 5000), st.sampled_from(["cosine", "multistep"]))
@@ -82,3 +84,36 @@ def test_the_command_line_gives_the_options():
     expected = {"schedule": "multistep", "milestones": (3.0, 6.0), "precision": "bfloat16", "ema": 0.99}
     assert parsed(*words, "--no-tensorboard", "--deterministic") == TrainOptions(**expected, deterministic=True)
     assert parsed("--precision", "float32", "--save-minutes", "0.5").save_minutes == 0.5
+
+
+def test_momentum_from_zero_makes_the_steps_of_pytorchs_sgd():
+    torch.manual_seed(0)
+    options = TrainOptions(optimizer="sgd", learning_rate=0.1, weight_decay=0.0, momentum=0.9)
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = build_optimizer(ours, options), torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(3):
+        inputs = torch.randn(4, 3)
+        for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
+            layer.zero_grad()
+            layer(inputs).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
+
+
+def test_a_first_step_that_is_skipped_leaves_momentum_at_zero():
+    """A fused SGD that makes its momentum itself takes uninitialised memory, and keeps it when GradScaler skips."""
+    layer = nn.Linear(3, 2)
+    optimizer = build_optimizer(layer, TrainOptions(optimizer="sgd"))
+    for group in optimizer.param_groups:
+        group["fused"] = True  # as on a GPU
+    optimizer._step_supports_amp_scaling = True
+    before = layer.weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(layer(torch.full((1, 3), 1e38)).square().sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert torch.equal(layer.weight, before)
+    for parameter in layer.parameters():
+        assert not optimizer.state[parameter]["momentum_buffer"].any()

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from runtime.coco import read_coco
-from runtime.conveyor.dataset import write_dataset
 from runtime.errors import ArtifactError, RunError, UserError
 from training import train
 from training.checkpoint import load_checkpoint, read_checkpoint
@@ -128,11 +127,6 @@ def test_resume_needs_a_training_checkpoint_of_the_same_spec(tmp_path):
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
     with pytest.raises(ArtifactError, match="no training position"):
         make_trainer(tmp_path, CountingSamples(2)).resume()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "conveyor", 4, 11, size_hw=(96, 128), workers=1)
 
 
 BAD_COMMANDS = [  # arguments after --data, the words of the sentence

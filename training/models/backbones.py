@@ -13,14 +13,14 @@ from torchvision.models import efficientnet_b0, mobilenet_v3_large, resnet18, re
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
+from torchvision.ops import FrozenBatchNorm2d
 
 from runtime.errors import SpecError
 from runtime.spec import BackboneSpec
 from training.models.fpn import FeaturePyramid
-from training.models.frozen_norm import FrozenBatchNorm
 from training.models.zfnet import zfnet_features
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"frozen_batch_norm": FrozenBatchNorm, "batch_norm": nn.BatchNorm2d}
+NORMS: dict[str, Callable[..., nn.Module]] = {"frozen_batch_norm": FrozenBatchNorm2d, "batch_norm": nn.BatchNorm2d}
 RESNETS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50, "resnet101": resnet101}
 
 Body = tuple[IntermediateLayerGetter, list[int]]  # gives the stages wanted, and the channels of each
