@@ -25,7 +25,7 @@ from calib.artifact import load_model, megabytes, spec_of_model
 from calib.convert import INT8, Source, convert, read_source
 from calib.cost import DEVICES
 from calib.harm import Judge, measuring_images
-from calib.images import LEAST_IMAGES, CalibrationImages, read_calibration_images
+from calib.images import DATA_HELP, LEAST_IMAGES, OPTIONS, CalibrationImages, read_calibration_images
 from calib.learned import read_learned_ranges
 from calib.measure import RangeRule, measure
 from calib.sensitivity import Job
@@ -33,6 +33,7 @@ from calib.thresholds import METHODS
 from calib.work import REPORT, Work
 from runtime.command import command_parser, run_command
 from runtime.errors import OutputError, UserError
+from runtime.evaluation_data import add_data_arguments
 from runtime.files import atomic_output, check_writable
 from runtime.metrics import load_pycocotools
 from runtime.plots import load_matplotlib
@@ -50,12 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--for", dest="flavour", default="tensorrt", choices=sorted(DEVICES), help="who shall run an int8 file fast"
     )
     data = parser.add_argument_group("images")
-    data.add_argument(
-        "--data", type=Path, help="folder of images, or COCO annotations (default: the demo's generated pictures)"
-    )
-    data.add_argument(
-        "--images-folder", type=Path, help="folder of the images of COCO annotations (default: their own)"
-    )
+    add_data_arguments(data, DATA_HELP, OPTIONS)
     data.add_argument("--images", type=int, default=128, metavar="N", help="how many to calibrate on")
     data.add_argument("--force", action="store_true", help=f"take fewer than {LEAST_IMAGES} images, or alike ones")
     ranges = parser.add_argument_group("ranges of INT8")
@@ -88,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     images = read_calibration_images(
         arguments.data,
         arguments.images_folder,
+        arguments.split,
         count=arguments.images,
         class_names=spec_of_model(source.model).class_names,
         force=arguments.force,

@@ -14,13 +14,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from runtime.coco import CocoAnnotations, CocoImage, read_coco
+from runtime.annotations import read_annotations
+from runtime.coco import CocoAnnotations, CocoImage
 from runtime.conveyor import CLASS_NAMES
 from runtime.errors import SourceError, UserError
 from runtime.evaluation import calibration_pictures, check_class_names
-from runtime.images import SUFFIXES, read_image
+from runtime.evaluation_data import USUAL_SPLIT, check_data_options
+from runtime.images import read_image
+from runtime.plain_images import PICTURES_HELP, plain_images
 from runtime.progress import progress
 
+OPTIONS = ("--data", "--images-folder", "--split")  # --images is how many
+DATA_HELP = f"{PICTURES_HELP} (default: the demo's generated pictures)"
 LEAST_IMAGES = 32
 # Neighbouring pixels of photographs and of drawn scenes correlate with 0.9 and more; of noise with less than 0.1, in a
 # strongly compressed JPEG too.
@@ -74,14 +79,21 @@ class _Facts(NamedTuple):
 
 
 def read_calibration_images(
-    data: Path | None, folder: Path | None, *, count: int, class_names: Sequence[str], force: bool = False
+    data: Path | None,
+    folder: Path | None,
+    split: str | None = None,
+    *,
+    count: int,
+    class_names: Sequence[str],
+    force: bool = False,
 ) -> CalibrationImages:
     """Choose up to `count` images, evenly spread over the data, read them all once and check them.
 
     Args:
-        data: a folder of images (with those in its subfolders), one that holds annotations.json, or a COCO JSON file;
-            None takes the demo's own pictures, if the classes are the demo's.
-        folder: the images of the COCO data; None takes the folder of the annotations.
+        data: annotations in any format of runtime.annotations.read_annotations, or a plain folder of images (with those
+            in its subfolders); None takes the demo's own pictures, if the classes are the demo's.
+        folder, split: the images of the annotations and which part of them, as read_annotations takes them; the split
+            is "val" where none was named, but the data has one so called.
         count: how many to take where there are more.
         class_names: the detector's.
         force: take few or nearly identical images too.
@@ -94,10 +106,11 @@ def read_calibration_images(
     """
     if count < 1:
         raise UserError(f"asked for {count} calibration images: ask for at least {LEAST_IMAGES}.")
-    annotations = _annotations(data, folder, class_names)
-    if annotations is None:
-        assert data is not None
-        return _checked(spread_evenly(_files(data, folder), count), None, None, force)
+    check_data_options(data, folder, split, OPTIONS)
+    plain = None if data is None else plain_images(data, folder, split, usual_split=USUAL_SPLIT, below=True)
+    if plain is not None:
+        return _checked(spread_evenly(plain, count), None, None, force)
+    annotations = _annotations(data, folder, split, class_names)
     images = sorted(annotations.images, key=lambda image: image.file_name)
     chosen = spread_evenly(images, count)
     ids = {image.image_id for image in chosen}
@@ -110,43 +123,22 @@ def read_calibration_images(
     )
 
 
-def _annotations(data: Path | None, folder: Path | None, class_names: Sequence[str]) -> CocoAnnotations | None:
-    """The COCO data that `data` stands for, with the detector's classes; None for a plain folder of images."""
-    if data is None and folder is not None:
-        raise UserError(f"an image folder ({folder}) came without --data: give the annotations of these images too.")
+def _annotations(
+    data: Path | None, folder: Path | None, split: str | None, class_names: Sequence[str]
+) -> CocoAnnotations:
+    """Annotated images, one or more, with the detector's classes."""
     if data is None:
         if set(class_names) != set(CLASS_NAMES):
             raise UserError(
                 f"no calibration images, and the detector's classes ({', '.join(class_names[:5])}, ...) are not the "
-                "demo's: give --data with a folder of typical images, or a COCO JSON file."
+                f"demo's: give --data with {PICTURES_HELP}."
             )
         return calibration_pictures()
-    if (data / "annotations.json").is_file():
-        annotations = read_coco(data / "annotations.json", folder)
-    elif data.suffix.lower() == ".json" and not data.is_dir():
-        annotations = read_coco(data, folder)
-    else:
-        return None
+    annotations = read_annotations(data, folder, split, usual_split=USUAL_SPLIT)
     check_class_names(class_names, annotations)
     if not annotations.images:
         raise SourceError(f"{annotations.file} lists no images: give annotations of at least {LEAST_IMAGES} images.")
     return annotations
-
-
-def _files(data: Path, folder: Path | None) -> list[Path]:
-    """The images in a folder and its subfolders, sorted; hidden files are left out."""
-    if not data.is_dir():
-        received = "is no folder" if data.exists() else "does not exist"
-        raise SourceError(f"{data} {received}: expected a folder of images, or annotations in COCO format (.json).")
-    if folder is not None:
-        raise UserError(
-            f"{data} is a folder of images, so an image folder ({folder}) beside it means nothing: omit it."
-        )
-    found = [path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    files = sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(data).as_posix())
-    if not files:
-        raise SourceError(f"{data} has no images: expected files with a name in {', '.join(SUFFIXES)}.")
-    return files
 
 
 def spread_evenly(items: Sequence, count: int) -> list:

@@ -24,18 +24,20 @@ from typing import Any, NamedTuple
 from calib.artifact import load_model, spec_of_model
 from calib.convert import Source, convert, read_source
 from calib.harm import Judge, points
-from calib.images import CalibrationImages, read_calibration_images
+from calib.images import DATA_HELP, OPTIONS, CalibrationImages, read_calibration_images
 from calib.measure import RangeRule, measure
 from calib.sensitivity import Job
 from calib.thresholds import METHODS
 from runtime.command import command_parser, run_command
-from runtime.evaluate import evaluation_data
 from runtime.evaluation import check_class_names
+from runtime.evaluation_data import DATA_HELP as MEASURE_HELP
+from runtime.evaluation_data import add_data_arguments, check_data_options, described, evaluation_data
 from runtime.files import check_writable, write_json
 from runtime.metrics import load_pycocotools
 from runtime.plan import file_sha256
 from runtime.tables import format_table
 
+MEASURE_OPTIONS = ("--measure-on", "--measure-folder", "--measure-split")
 PERCENTILES = (99.9, 99.99, 99.999)
 HEADER = (
     "precision",
@@ -74,11 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(__doc__)
     parser.add_argument("--onnx", type=Path, default=Path("model.onnx"), help="FP32 file of export/to_onnx.py")
-    parser.add_argument("--data", type=Path, help="calibration images, as of calib/calibrate.py")
-    parser.add_argument("--images-folder", type=Path, help="folder of the images of --data, if it is COCO annotations")
+    add_data_arguments(parser, DATA_HELP, OPTIONS)
     parser.add_argument("--images", type=int, default=128, metavar="N", help="how many to calibrate on")
-    parser.add_argument("--measure-on", type=Path, help="COCO annotations (default: the demo's held-out pictures)")
-    parser.add_argument("--measure-folder", type=Path, help="folder of the images of --measure-on")
+    add_data_arguments(parser, MEASURE_HELP, MEASURE_OPTIONS)
     parser.add_argument(
         "--precisions", nargs="+", default=["fp16", "int8", "cpu", "mixed"], choices=["fp16", "int8", "cpu", "mixed"]
     )
@@ -90,14 +90,19 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = build_parser().parse_args(argv)
+    measured = (arguments.measure_on, arguments.measure_folder, arguments.measure_split)
+    check_data_options(*measured, MEASURE_OPTIONS)
     check_writable(arguments.output)
     load_pycocotools()
     source = read_source(load_model(arguments.onnx))
     names = spec_of_model(source.model).class_names
-    images = read_calibration_images(arguments.data, arguments.images_folder, count=arguments.images, class_names=names)
-    measured_on = evaluation_data(arguments.measure_on, arguments.measure_folder)
+    images = read_calibration_images(
+        arguments.data, arguments.images_folder, arguments.split, count=arguments.images, class_names=names
+    )
+    measured_on = evaluation_data(*measured, MEASURE_OPTIONS)
     check_class_names(names, measured_on)
-    facts = {"onnx_sha256": file_sha256(arguments.onnx), "images": images.digest, "measured_on": str(measured_on.file)}
+    where = described(measured_on, arguments.measure_split)
+    facts = {"onnx_sha256": file_sha256(arguments.onnx), "images": images.digest, "measured_on": where}
     rows = known_rows(arguments.output, facts)
     variants = [one for one in all_variants() if kind_of(one.job) in arguments.precisions]
     left = [one for one in variants if row_key(one) not in rows]

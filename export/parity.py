@@ -32,8 +32,10 @@ from export.parity_tolerances import LEVELS, tolerance_for
 from runtime.command import command_parser, run_command
 from runtime.errors import ParityError, RunError, UserError
 from runtime.evaluation import check_class_names
+from runtime.evaluation_data import add_data_arguments, check_data_options
 from runtime.files import atomic_output, check_writable, write_json
 from runtime.metrics import load_pycocotools
+from runtime.plain_images import PICTURES_HELP
 from runtime.plots import load_matplotlib
 
 JSON_NAME, HTML_NAME = "parity.json", "parity.html"
@@ -49,13 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ARTIFACT",
         help="two detectors, or more, or folders of them; the first is the reference",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="COCO annotations, a folder with annotations.json, or a folder of images, then without AP (default: "
-        "generated conveyor images that training never sees)",
+    add_data_arguments(
+        parser, f"{PICTURES_HELP}, for AP too (default: generated conveyor images that training never sees)"
     )
-    parser.add_argument("--images-folder", type=Path, help="folder of the images (default: the annotations' own)")
+    parser.add_argument("--images-folder", dest="images", type=Path, help=argparse.SUPPRESS)  # as --images was called
     parser.add_argument("--count", type=int, default=50, help="images for final boxes and AP, the first so many")
     parser.add_argument("--stage-images", type=int, default=4, help="how many of them go through the stages")
     parser.add_argument("--output", type=Path, default=Path("output/parity"), help="folder for what is written")
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_arguments(arguments)
     paths = artifact_paths(arguments.artifacts)
-    data = load_data(arguments.data, arguments.images_folder, arguments.count)
+    data = load_data(arguments.data, arguments.images, arguments.split, count=arguments.count)
     if data.annotations is not None:
         load_pycocotools()
     with contextlib.ExitStack() as stack:
@@ -106,10 +105,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a whole number of at least 1.")
     if arguments.frames < 0:
         raise UserError(f"--frames {arguments.frames}: give how many pictures to show, 0 for none.")
-    if arguments.images_folder is not None and arguments.data is None:
-        raise UserError(
-            f"--images-folder {arguments.images_folder} came without --data: give the annotations of these images too."
-        )
+    check_data_options(arguments.data, arguments.images, arguments.split)
     check_writable(arguments.output / JSON_NAME)
     if not arguments.no_html:
         load_matplotlib()

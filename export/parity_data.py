@@ -1,4 +1,4 @@
-"""The pictures that artifacts are compared on: annotated ones, or any folder of images."""
+"""The pictures that artifacts are compared on: annotated ones, or a plain folder of images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from runtime.coco import CocoAnnotations
-from runtime.errors import AnnotationError, SourceError, UserError
-from runtime.evaluate import evaluation_data
-from runtime.images import SUFFIXES, read_image
+from runtime.errors import AnnotationError
+from runtime.evaluation_data import USUAL_SPLIT, described, evaluation_data
+from runtime.images import read_image
+from runtime.plain_images import plain_images
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,24 @@ class ParityData:
     annotations: CocoAnnotations | None
 
 
-def load_data(data: Path | None, images_folder: Path | None, count: int) -> ParityData:
-    """The first `count` pictures of a COCO file, of a folder with annotations.json, or of a folder of images.
+def load_data(data: Path | None, images: Path | None, split: str | None = None, *, count: int) -> ParityData:
+    """The first `count` pictures of annotated data, in its order, or of a plain folder of images, by name.
 
     Args:
-        data: None: generated conveyor pictures that training never sees.
-        images_folder: of the pictures of a COCO file, where it is not the file's own.
+        data, images, split: as runtime.annotations.read_annotations takes them, or data is a plain folder; data None:
+            generated conveyor pictures that training never sees.
 
     Raises:
         AnnotationError: the annotations cannot be used, or these pictures have none.
         SourceError: pictures are missing, or a folder holds none.
         UserError: a folder of pictures for data that is a folder of pictures itself.
     """
-    if data is not None and data.is_dir() and not (data / "annotations.json").is_file():
-        if images_folder is not None:
-            raise UserError(
-                f"--images-folder {images_folder} came with {data}, which has no annotations.json: "
-                "leave it out, or give the annotation file as --data."
-            )
-        return _folder(data, count)
-    found = evaluation_data(data, images_folder)
+    paths = None if data is None else plain_images(data, images, split, usual_split=USUAL_SPLIT)
+    if paths is not None:
+        return ParityData(
+            str(data), tuple(Picture(path.name, partial(read_image, path)) for path in paths[:count]), None
+        )
+    found = evaluation_data(data, images, split)
     annotations = dataclasses.replace(found, images=found.images[:count])
     if not any((~image.is_crowd).any() for image in annotations):
         raise AnnotationError(
@@ -60,12 +59,4 @@ def load_data(data: Path | None, images_folder: Path | None, count: int) -> Pari
             "give more of them with --count."
         )
     pictures = tuple(Picture(image.file_name, image.read) for image in annotations)
-    return ParityData(str(annotations.file), pictures, annotations)
-
-
-def _folder(folder: Path, count: int) -> ParityData:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not paths:
-        raise SourceError(f"{folder} holds no picture and no annotations.json: expected {', '.join(SUFFIXES)} files.")
-    pictures = tuple(Picture(path.name, partial(read_image, path)) for path in paths[:count])
-    return ParityData(str(folder), pictures, None)
+    return ParityData(described(annotations, split), pictures, annotations)

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from export.proposals import open_proposer
 from runtime.command import command_parser, run_command
 from runtime.errors import UserError
-from runtime.evaluate import check_data_arguments, evaluation_data, unique_names
-from runtime.evaluation_data import DATA_HELP, SPLIT_HELP
+from runtime.evaluate import unique_names
+from runtime.evaluation_data import add_data_arguments, check_data_options, evaluation_data
 from runtime.files import check_writable, write_json
 from runtime.plots import load_matplotlib, write_recall
 from runtime.progress import progress
@@ -38,9 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command_parser(__doc__)
     parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="detectors, .pt or .onnx")
-    parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--split", help=SPLIT_HELP)
-    parser.add_argument("--images", type=Path, help="folder of the images (default: the annotations' own)")
+    add_data_arguments(parser)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of proposals per image")
     parser.add_argument("--output", type=Path, default=Path("output/recall"), help="folder for what is written")
     parser.add_argument("--no-charts", action="store_true", help="no recall chart, so no need for matplotlib")
@@ -77,7 +75,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError(f"--counts {min(arguments.counts)}: give numbers of proposals of at least 1.")
     if arguments.threads is not None and arguments.threads < 1:
         raise UserError(f"--threads {arguments.threads}: give a whole number of at least 1.")
-    check_data_arguments(arguments)
+    check_data_options(arguments.data, arguments.images, arguments.split)
     check_writable(arguments.output / "recall.json")
     if not arguments.no_charts:
         load_matplotlib()

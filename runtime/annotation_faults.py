@@ -29,6 +29,7 @@ KINDS = {
     "duplicate-box": "boxes given twice for the same class",
     "missing-image": "images that are not there",
     "unreadable-image": "images that are empty, cut off or no picture",
+    "damaged-image": "images that decode, but are damaged inside",
     "wrong-size": "images of another size than their annotations say",
     "duplicate-entry": "image files listed twice",
     "duplicate-image": "images with the same content as another",

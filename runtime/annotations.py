@@ -10,7 +10,7 @@ from runtime.coco import read_coco
 from runtime.voc import read_voc
 from runtime.voc_folders import is_voc
 from runtime.yolo import read_yolo
-from runtime.yolo_folders import is_yolo, split_folders, yaml_file
+from runtime.yolo_folders import has_yolo_files, is_yolo, split_folders, yaml_file
 from runtime.yolo_yaml import YoloFile
 
 COCO_NAMES = ("annotations.json", "_annotations.coco.json")
@@ -39,22 +39,20 @@ def read_annotations(
         AnnotationError: one sentence that names the file and the entry at fault, or that no format was recognised.
     """
     path = Path(path)
-    if split is None and usual_split is not None and declares_split(path, usual_split):
-        split = usual_split
-    coco = _coco_file(path, split)
+    split = chosen_split(path, split, usual_split)
+    coco, voc = _coco_file(path, split), _voc_folder(path, split)
     if coco is not None:
         return read_coco(coco, images, findings)
-    if path.is_dir() and is_voc(path):
-        return read_voc(path, split, images, findings)
-    if split is not None and is_voc(path / split):
-        return read_voc(path / split, None, images, findings)
+    if voc is not None:
+        return read_voc(*voc, images, findings)
     if is_yolo(path):
         if images is not None:
             raise AnnotationFault(
                 *_wrong(path, f"finds its images by YOLO's rule, so the folder {images} means nothing")
             )
         return read_yolo(path, split, findings)
-    received = "is not there" if not path.exists() else "is in none of the known formats"
+    received = "is in none of the known formats" if split is None else f"has no split {split!r} in a known format"
+    received = received if path.exists() else "is not there"
     raise AnnotationFault(
         *_wrong(
             path,
@@ -62,6 +60,29 @@ def read_annotations(
             "Annotations, or YOLO's data.yaml",
         )
     )
+
+
+def is_annotated(path: Path, usual_split: str | None = None) -> bool:
+    """Whether `path` is in one of the formats; a folder of images is not, if all it has of YOLO's is a classes.txt.
+
+    Raises:
+        AnnotationError: there is a data.yaml that cannot be read.
+    """
+    split = chosen_split(path, None, usual_split)
+    if _coco_file(path, split) is not None or _voc_folder(path, split) is not None:
+        return True
+    return has_yolo_files(path) or (is_yolo(path) and (path / "images").is_dir())
+
+
+def chosen_split(path: Path, split: str | None, usual_split: str | None) -> str | None:
+    """`split`, or where none was named the usual one, if the data declares it.
+
+    Raises:
+        AnnotationError: as of declares_split.
+    """
+    if split is None and usual_split is not None and declares_split(path, usual_split):
+        return usual_split
+    return split
 
 
 def declares_split(path: Path, split: str) -> bool:
@@ -91,6 +112,13 @@ def _coco_file(path: Path, split: str | None) -> Path | None:
         return path
     folder = path if split is None else path / split
     return next((folder / name for name in COCO_NAMES if (folder / name).is_file()), None)
+
+
+def _voc_folder(path: Path, split: str | None) -> tuple[Path, str | None] | None:
+    """The VOC folder, and its split, that `path` and `split` stand for; None where the data is in another format."""
+    if path.is_dir() and is_voc(path):
+        return path, split
+    return (path / split, None) if split is not None and is_voc(path / split) else None
 
 
 def _wrong(path: Path, message: str) -> tuple[str, Path, str]:

@@ -31,8 +31,10 @@ from runtime.benchmark_setup import Setup, choose_setup, load_peers, open_engine
 from runtime.benchmark_start import Entry, Start, measure_starts
 from runtime.command import command_parser, run_command
 from runtime.errors import ParityError, UserError
+from runtime.evaluation_data import SPLIT_HELP
 from runtime.files import check_writable, write_json
 from runtime.hardware import CpuWatch, physical_cores
+from runtime.plain_images import PICTURES_HELP
 from runtime.plots import load_matplotlib, write_bars
 from runtime.progress import progress_bar
 from runtime.timing import (
@@ -59,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         "or in assets/); random: made up, with hundreds of proposals and dozens of detections",
     )
     how = parser.add_argument_group("measurement")
-    how.add_argument("--images", type=Path, help="folder of images (default: generated conveyor pictures)")
+    how.add_argument("--images", type=Path, help=f"{PICTURES_HELP} (default: generated conveyor pictures)")
+    how.add_argument("--split", help=SPLIT_HELP)
     how.add_argument("--frames", type=int, default=4, help="different frames per turn")
     how.add_argument("--repeat", type=int, default=15, help="rounds, in each of which every contestant has one turn")
     how.add_argument("--starts", type=int, default=3, help="starts in a process of its own per contestant; 0: none")
@@ -123,6 +126,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         )
     if arguments.engine is not None and arguments.weights is not None and not arguments.against:
         raise UserError("--weights came with --engine but without --against torchvision: leave one of them out.")
+    if arguments.split is not None and arguments.images is None:
+        raise UserError(f"--split {arguments.split} came without --images: give the data set that it is a part of.")
     check_writable(arguments.output)
     if not arguments.no_charts:
         load_matplotlib()

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 
 from runtime import plan
+from runtime.annotations import read_annotations
 from runtime.backends.onnxruntime import read_spec
 from runtime.conveyor.scene import render_scene
 from runtime.detector import Detector, open_detector
 from runtime.errors import ArtifactError, BackendUnavailableError, RunError, SourceError, UserError
+from runtime.evaluation_data import USUAL_SPLIT
 from runtime.files import cache_folder
-from runtime.images import SUFFIXES, read_image
+from runtime.images import read_image
+from runtime.plain_images import plain_images
 from runtime.preprocess import canvas_size, network_size
 from runtime.spec import DetectorSpec
 
@@ -57,14 +60,14 @@ def choose_setup(arguments: argparse.Namespace, say: Callable[[str], None]) -> S
     engines = tuple(arguments.engine or ())
     if not engines and weights:
         spec = load_peers().open_checkpoint(weights)[1]
-        frames = load_frames(arguments.images, arguments.frames, FRAME_HW)
+        frames = load_frames(arguments.images, arguments.frames, FRAME_HW, arguments.split)
         engines = (export_engine(weights, spec, frames, cache, say),)
         return Setup(engines, weights, artifact_spec(engines[0]), frames, cache)
     engines = engines or (Path("model.onnx"),)
     spec = artifact_spec(engines[0])
     if arguments.against and not weights:
         weights = str(find_weights(engines[0], spec))
-    frames = load_frames(arguments.images, arguments.frames, frame_size(spec))
+    frames = load_frames(arguments.images, arguments.frames, frame_size(spec), arguments.split)
     if arguments.against:
         check_comparable(spec, frames)
     return Setup(engines, weights, spec, frames, cache)
@@ -134,19 +137,24 @@ def frame_size(spec: DetectorSpec) -> tuple[int, int]:
     return (short, short * width // height) if height <= width else (short * height // width, short)
 
 
-def load_frames(folder: Path | None, count: int, size_hw: tuple[int, int]) -> list[np.ndarray]:
-    """The first `count` images of a folder by name, or generated conveyor pictures.
+def load_frames(data: Path | None, count: int, size_hw: tuple[int, int], split: str | None = None) -> list[np.ndarray]:
+    """The first `count` images of a folder by name, those of annotated data, or generated conveyor pictures.
+
+    Args:
+        data, split: a plain folder of images, or as runtime.annotations.read_annotations takes them; None: generated.
+        size_hw: of generated pictures.
 
     Raises:
         SourceError: too few images, or of different sizes.
+        AnnotationError: the annotations cannot be used.
     """
-    if folder is None:
+    if data is None:
         return [render_scene(SEED, index, size_hw).frame for index in range(count)]
-    if not folder.is_dir():
-        raise SourceError(f"{folder} is no folder: expected one with images.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = plain_images(data, None, split, usual_split=USUAL_SPLIT)
+    if paths is None:
+        paths = [image.path for image in read_annotations(data, None, split, usual_split=USUAL_SPLIT)]
     if len(paths) < count:
-        raise SourceError(f"{folder} has {len(paths)} images: --frames {count} asks for more; give a smaller number.")
+        raise SourceError(f"{data} has {len(paths)} images: --frames {count} asks for more; give a smaller number.")
     frames = [read_image(path) for path in paths[:count]]
     for path, frame in zip(paths, frames):
         if frame.shape != frames[0].shape:

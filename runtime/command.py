@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from runtime.errors import EdgeRcnnError
+from runtime.errors import EdgeRcnnError, UserError
 
 INTERRUPTED = 130  # what shells report for SIGINT
+SHOWN = 60  # characters of a path that is too long
 
 
 def command_parser(description: str | None, **options: object) -> argparse.ArgumentParser:
@@ -19,9 +21,14 @@ def command_parser(description: str | None, **options: object) -> argparse.Argum
 
 
 def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
-    """Run `main`; turn an EdgeRcnnError into one line on stderr and its exit code, Ctrl-C into 130."""
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    """Run `main`; turn an EdgeRcnnError into one line on stderr and its exit code, Ctrl-C into 130.
+
+    Paths that no system takes, with a NUL byte or too long, are told here for all options; no other OSError is.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in words
     try:
+        check_words(words)
         return main(argv)
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept, and nothing is half written.", file=sys.stderr)
@@ -34,6 +41,24 @@ def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None 
     except BrokenPipeError:  # `... | head` closed our stdout: not an error of ours
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if debug or error.errno != errno.ENAMETOOLONG:
+            raise
+        path = str(error.filename)
+        shown = f"{path[:SHOWN]}..."
+        print(f"error: the path {shown!r} is too long ({len(path)} characters): give a shorter one.", file=sys.stderr)
+        return UserError.exit_code
+
+
+def check_words(words: Sequence[str]) -> None:
+    """See that no word of a command line has a NUL byte in it, which ends a name for the operating system.
+
+    Raises:
+        UserError: one has.
+    """
+    for word in words:
+        if "\0" in word:
+            raise UserError(f"the argument {word[:SHOWN]!r} has a NUL byte in it: give it without.")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

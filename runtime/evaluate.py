@@ -33,7 +33,7 @@ from runtime.command import command_parser, run_command
 from runtime.detector import Detector, open_detector
 from runtime.errors import ArtifactError, ParityError, UserError
 from runtime.evaluation import check_class_names, detect_images, evaluate_detector, held_out_images
-from runtime.evaluation_data import DATA_HELP, SPLIT_HELP, evaluation_data
+from runtime.evaluation_data import add_data_arguments, check_data_options, evaluation_data
 from runtime.evaluation_files import write_files
 from runtime.evaluation_report import METRICS, Measured, measured, report
 from runtime.files import check_writable
@@ -57,9 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="detectors; the first is what the others are compared with "
         "(default: assets/conveyor.pt and model.onnx, as far as they exist)",
     )
-    parser.add_argument("--data", type=Path, help=DATA_HELP)
-    parser.add_argument("--split", help=SPLIT_HELP)
-    parser.add_argument("--images", type=Path, help="folder of the images (default: the annotations' own)")
+    add_data_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("output/evaluation"), help="folder for what is written")
     parser.add_argument("--batch", type=int, default=1, help="images per call of the detector")
     parser.add_argument("--score", type=float, default=0.0, help="leave out detections that score less")
@@ -134,7 +132,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--max-difference {arguments.max_difference}: give a difference of AP of at least 0, like 0.001."
         )
-    check_data_arguments(arguments)
+    check_data_options(arguments.data, arguments.images, arguments.split)
     check_sharing(arguments)
     check_writable(arguments.output / "evaluation.json")
     if arguments.shard:
@@ -142,20 +140,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     load_pycocotools()
     if not arguments.no_charts:
         load_matplotlib()
-
-
-def check_data_arguments(arguments: argparse.Namespace) -> None:
-    """--images and --split belong to --data.
-
-    Raises:
-        UserError: one came without it.
-    """
-    if arguments.data is not None:
-        return
-    if arguments.images is not None:
-        raise UserError(f"--images {arguments.images} came without --data: give the annotations of these images too.")
-    if arguments.split is not None:
-        raise UserError(f"--split {arguments.split} came without --data: give the data set that it is a part of.")
 
 
 def check_sharing(arguments: argparse.Namespace) -> None:

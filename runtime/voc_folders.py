@@ -129,7 +129,7 @@ def _splits(folder: Path, years: dict[str, Path]) -> str:
         f"{prefix}{path.stem}"
         for prefix, home in homes
         for path in sorted((home / "ImageSets" / "Main").glob("*.txt"))
-        if path.stem.split("_")[0] not in VOC_CLASSES  # lists of one class
+        if "_" not in path.stem or path.stem.split("_")[0] not in VOC_CLASSES  # not the lists of one class, train_val
     ]
     return ", ".join(found[:12]) or "none, as there is no ImageSets/Main"
 

@@ -38,7 +38,12 @@ def yaml_file(path: Path) -> Path | None:
 
 def is_yolo(path: Path) -> bool:
     """Whether a path looks like a YOLO data set."""
-    return yaml_file(path) is not None or any((path / name).is_file() for name in CLASS_FILES) or _has_labels(path)
+    return has_yolo_files(path) or any((path / name).is_file() for name in CLASS_FILES)
+
+
+def has_yolo_files(path: Path) -> bool:
+    """Whether there is what only YOLO data sets have: a data.yaml, or label files in a folder of their own."""
+    return yaml_file(path) is not None or any(path.glob("labels")) or any(path.glob("*/labels"))
 
 
 def yolo_images(path: Path, split: str | None, findings: Findings) -> YoloImages:
@@ -135,10 +140,6 @@ def _in_list(file: Path) -> list[Path]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise _unreadable(file, f"cannot be read ({reason}); give a list of images, one per line") from error
     return [file.parent / line.strip() for line in lines if line.strip()]
-
-
-def _has_labels(path: Path) -> bool:
-    return any(path.glob("labels")) or any(path.glob("*/labels"))
 
 
 def _no_split(split: str | None) -> str:

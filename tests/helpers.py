@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from runtime.preprocess import preprocess
 from runtime.spec import DetectorSpec
 from training.models.detectors import FasterRcnn
 from training.models.rpn import TwoScores
+from training.random_weights import spread_trunk
 
 
 def random_frame(seed: int, height: int, width: int) -> np.ndarray:
@@ -43,22 +43,10 @@ def spread_weights(model: FasterRcnn, seed: int) -> FasterRcnn:
     the statistics that they meet (shifted to where ReLU passes most, so that float rounding is not amplified from layer
     to layer), and centres and scales the last layers so that their outputs spread. Ends in evaluation mode.
     """
-    generator = torch.Generator().manual_seed(seed)
-    model.eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:  # convolutions and linear layers; independent of the global generator
-            fan_in = parameter[0].numel()
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan_in) ** 0.5)
-        else:  # biases; those of normalisations and of the last layers follow
-            parameter.zero_()
-    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d))]
     rpn, predictor = model.rpn.head, model.roi_heads.box_predictor
     with _small_spec(model) as spec:
         images, im_info = map(torch.from_numpy, preprocess([random_frame(seed + i, 240, 320) for i in range(2)], spec))
-        hooks = [norm.register_forward_pre_hook(_statistics_hook(generator)) for norm in norms]
-        model(images, im_info)
-        for hook in hooks:
-            hook.remove()
+        spread_trunk(model, images, im_info, torch.Generator().manual_seed(seed), shift=1.0)
         stages = (
             ((rpn.cls_logits, 1.5), (rpn.bbox_pred, 0.06)),
             ((predictor.cls_score, 1.2), (predictor.bbox_pred, 0.2)),
@@ -97,16 +85,3 @@ def _outputs_of(layer: nn.Module, model: FasterRcnn, images: Tensor, im_info: Te
 def _set_bias(layer: nn.Module, bias: Tensor) -> None:
     """Of two scores the background's get none."""
     layer.bias.copy_(torch.cat((torch.zeros_like(bias), bias)) if isinstance(layer, TwoScores) else bias)
-
-
-def _statistics_hook(generator: torch.Generator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that sets a batch normalisation to the statistics of its input, with some random scale and shift."""
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
-        module.running_mean.copy_(mean)
-        module.running_var.copy_(variance.clamp(min=1e-4))
-        module.weight.copy_(torch.rand(module.weight.shape, generator=generator) * 0.4 + 0.8)
-        module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.2 + 1.0)
-
-    return hook

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runtime.plan import PlanRecord, TensorProfile, write_plan
+from runtime.plan import PlanRecord, TensorProfile, sidecar_path, write_plan
 from runtime.spec import DetectorSpec
 from tests.helpers_spec import spec_mapping
+
+RTX = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "plugins_sha256": None}  # a plan of TensorRT-RTX's
 
 
 def plan_bytes(flavour: str = "tensorrt", version: str = "10.16.1.11", size: int = 512) -> bytes:
@@ -60,3 +62,11 @@ def write_plan_file(path: Path, *, data: bytes | None = None, **changes: Any) ->
     record = PlanRecord.of_plan(data, **facts)
     write_plan(path, data, record)
     return record
+
+
+def write_plans(folder: Path, spec: DetectorSpec | None = None, **good: Any) -> None:
+    """good.plan, for which `good` is as in `plan_facts`; bare.plan without its sidecar; rtx.plan."""
+    write_plan_file(folder / "good.plan", spec=spec, **good)
+    write_plan_file(folder / "bare.plan", spec=spec)
+    sidecar_path(folder / "bare.plan").unlink()
+    write_plan_file(folder / "rtx.plan", spec=spec, **RTX)

@@ -211,7 +211,8 @@ def report(
         per_image = [1000 * value / arguments.batch_size for value in seconds[one.name]]
         name = f"ours: {one.name}" if one.is_ours else one.name
         label = f"{rate:.1f} images/s"
-        bars.append({"name": name, "median_ms": statistics.median(per_image), "p95_ms": float(np.percentile(per_image, 95)), "label": label})
+        p95 = float(np.percentile(per_image, 95))
+        bars.append({"name": name, "median_ms": statistics.median(per_image), "p95_ms": p95, "label": label})
     hardware = hardware_name(device)
     title = f"{arguments.architecture}, {arguments.size}, batch {arguments.batch_size}, {hardware}"
     print(f"\n{title}\n{format_table(('training', 'ms/step', 'images/s', 'ours is faster'), rows)}")

@@ -40,7 +40,7 @@ def own_position(state: Mapping[str, Any], key: str, folder: Path, lacking: str)
     """
     own = state.get(key)
     if not isinstance(own, dict):
-        raise UserError(f"{folder} holds {lacking}: give the --output of one that was not.")
+        raise UserError(f"{folder} holds {lacking}: give another run's --output.")
     return own
 
 
@@ -51,9 +51,7 @@ def check_start(earlier: object, now: object, folder: Path, what: str, options: 
         UserError: it began otherwise.
     """
     if earlier != now:
-        raise UserError(
-            f"{folder} began with {what}: resume with the same {options}, or give a new --output."
-        )
+        raise UserError(f"{folder} began with {what}: resume with the same {options}, or give a new --output.")
 
 
 def fixed_options(options: TrainOptions, steps_per_epoch: int) -> dict[str, Any]:

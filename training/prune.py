@@ -28,6 +28,7 @@ from training.data.classes import check_classes
 from training.data.sources import add_data_arguments, training_samples, validation_data
 from training.distributed import from_first_process, joined
 from training.models.detectors import FasterRcnn, build_detector
+from training.position import check_start
 from training.prune_channels import IMPORTANCES, prune_channels
 from training.prune_cost import measured_costs
 from training.prune_report import PruneReport, read_report, write_report
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     start = start_of(original, arguments)
     if arguments.resume:
         report = read_report(arguments.output)
-        check_start(report, start, arguments.output)
+        what, decided_by = "other weights or another pruning", "--weights and options of pruning"
+        check_start(report.start, start, arguments.output, what, decided_by)
         trainer.resume()
     else:
         aps = [validate(one.to(device).eval(), validation)["ap"] for one in (original, model)]
@@ -132,19 +134,6 @@ def start_of(original: FasterRcnn, arguments: argparse.Namespace) -> dict[str, A
         "weights": weights_digest(original.state_dict()),
         **{name: getattr(arguments, name) for name in names},
     }
-
-
-def check_start(report: PruneReport, start: dict[str, Any], folder: Path) -> None:
-    """A run goes on as it began.
-
-    Raises:
-        UserError: it began with other weights or options.
-    """
-    if report.start != start:
-        raise UserError(
-            f"{folder} began with other weights or another pruning: resume with the same --weights, --ratio, "
-            "--importance, --round-to and --from-scratch."
-        )
 
 
 def origin(arguments: argparse.Namespace) -> str:

@@ -30,19 +30,8 @@ def spread_weights(model: FasterRcnn, seed: int, frames: Sequence[np.ndarray]) -
     spread, and the background's score is raised until few boxes pass the threshold.
     """
     generator = torch.Generator().manual_seed(seed)
-    model.eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:  # convolutions and linear layers
-            fan_in = parameter[0].numel()
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan_in) ** 0.5)
-        else:  # biases; those of normalisations follow
-            parameter.zero_()
     images, im_info = (torch.from_numpy(array) for array in preprocess(frames, model.spec))
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)]
-    handles = [norm.register_forward_pre_hook(_statistics_hook(generator)) for norm in norms]
-    model(images, im_info)
-    for handle in handles:
-        handle.remove()
+    spread_trunk(model, images, im_info, generator)
     rpn, predictor = model.rpn.head, model.roi_heads.box_predictor
     spreads: dict[nn.Module, float] = {rpn.cls_logits: OBJECTNESS_SPREAD, rpn.bbox_pred: PROPOSAL_SPREAD}
     _scale_outputs(model, images, im_info, spreads, generator)
@@ -51,6 +40,32 @@ def spread_weights(model: FasterRcnn, seed: int, frames: Sequence[np.ndarray]) -
     logits = outputs[predictor.cls_score].unflatten(0, (len(frames), -1))  # [B * R, K + 1] -> [B, R, K + 1]
     predictor.cls_score.bias[0] += _background_bias(logits, model.spec.detection.score_threshold)
     return model
+
+
+@torch.no_grad()
+def spread_trunk(
+    model: FasterRcnn, images: Tensor, im_info: Tensor, generator: torch.Generator, shift: float = 0.0
+) -> None:
+    """Random weights for all layers, biases 0, and normalisations that fit what they meet on `images`.
+
+    Leaves the model in evaluation mode.
+
+    Args:
+        images, im_info: as FasterRcnn takes them.
+        shift: mean of the normalisations' biases, in standard deviations of their output.
+    """
+    model.eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # convolutions and linear layers; independent of the global generator
+            fan_in = parameter[0].numel()
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2.0 / fan_in) ** 0.5)
+        else:  # biases; those of normalisations follow
+            parameter.zero_()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    handles = [norm.register_forward_pre_hook(_statistics_hook(generator, shift)) for norm in norms]
+    model(images, im_info)
+    for handle in handles:
+        handle.remove()
 
 
 def _scale_outputs(
@@ -93,7 +108,7 @@ def _background_bias(logits: Tensor, threshold: float) -> float:
     return high
 
 
-def _statistics_hook(generator: torch.Generator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _statistics_hook(generator: torch.Generator, shift: float) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     """A hook that sets a batch normalisation to the statistics of its input, with some random scale and shift."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -102,7 +117,7 @@ def _statistics_hook(generator: torch.Generator) -> Callable[[nn.Module, tuple[T
             "running_mean": mean,
             "running_var": variance.clamp(min=1e-4),
             "weight": torch.rand(mean.shape, generator=generator) * 0.4 + 0.8,
-            "bias": torch.randn(mean.shape, generator=generator) * 0.2,
+            "bias": torch.randn(mean.shape, generator=generator) * 0.2 + shift,
         }
         for name, value in values.items():
             getattr(module, name).copy_(value)

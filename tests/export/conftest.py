@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from export.to_onnx import export_onnx
 from export.verify import Picture
 from runtime.backends.onnxruntime import read_spec
+from runtime.command import run_command
 from runtime.spec import DetectorSpec
 from tests.helpers import random_frame, spread_weights
 from training.models.detectors import FasterRcnn, build_detector
@@ -69,3 +71,17 @@ def export_of(tmp_path_factory):
         return done[name]
 
     return export_once
+
+
+@pytest.fixture
+def refusal(capsys) -> Callable[[Callable[..., int], list[str]], str]:
+    """A function: (main, its options) -> the one sentence with which it refuses them, exit code 2."""
+
+    def refuse(main: Callable[..., int], options: list[str]) -> str:
+        capsys.readouterr()
+        assert run_command(main, options) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return refuse

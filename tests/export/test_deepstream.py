@@ -17,15 +17,14 @@ from export.deepstream_graph import nvinfer_network_size
 from export.to_onnx import export_onnx
 from export.weights import DEMO_WEIGHTS, load_weights
 from runtime.backends.onnxruntime import read_spec
-from runtime.command import run_command
 from runtime.conveyor.scene import render_scene
 from runtime.detections import Detections
 from runtime.detector import open_detector
 from runtime.matching import match_detections
-from runtime.plan import file_sha256, sidecar_path
+from runtime.plan import file_sha256
 from tests.export.nvinfer import Nvinfer, PythonKeyFile, build, compile_driver, key_file, needs_compiler
 from tests.helpers_onnx import small_spec, write_onnx
-from tests.helpers_plan import write_plan_file
+from tests.helpers_plan import RTX, write_plan_file, write_plans
 from tests.test_structure import ROOT
 
 
@@ -201,15 +200,12 @@ def test_the_padding_of_known_frames_is_zero(demo, tmp_path, frame, axis, valid)
 
 @pytest.mark.parametrize("first", [[], ["--frame", "720x1280"]])
 @pytest.mark.parametrize("second", [[], ["--frame", "1080x1920"]])
-def test_a_file_of_that_form_is_refused(demo, tmp_path, capsys, first, second):
+def test_a_file_of_that_form_is_refused(demo, tmp_path, refusal, first, second):
     """The padding of one size must not become another's."""
     assert main(["--onnx", str(demo), "--output", str(tmp_path / "one"), *first]) == 0
-    capsys.readouterr()
     options = ["--onnx", str(tmp_path / "one" / "model.onnx"), "--output", str(tmp_path / "two"), *second]
-    assert run_command(main, options) == 2
-    error = capsys.readouterr().err
-    assert f"is in DeepStream's form already, for frames of {first[1] if first else 'any size'}" in error
-    assert error.count("\n") == 1
+    expected = f"is in DeepStream's form already, for frames of {first[1] if first else 'any size'}"
+    assert expected in refusal(main, options)
     assert not (tmp_path / "two").exists()
 
 
@@ -274,25 +270,18 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_is_one_sentence(case, demo, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_is_one_sentence(case, demo, tmp_path, monkeypatch, refusal):
     monkeypatch.chdir(tmp_path)
     shutil.copy(demo, "model.onnx")
     write_onnx(Path("one.onnx"))
     write_onnx(Path("half.onnx"), small_spec().replace(precision="fp16"))
     assert main([]) == 0
     out, spec = Path("deepstream"), read_spec("deepstream/model.onnx")
-    write_plan_file(out / "good.plan", spec=spec, onnx_sha256=file_sha256(out / "model.onnx"))
-    write_plan_file(out / "bare.plan", spec=spec)
-    sidecar_path(out / "bare.plan").unlink()
+    write_plans(out, spec, onnx_sha256=file_sha256(out / "model.onnx"))
     write_plan_file(out / "plain.plan", spec=read_spec(demo))
-    write_plan_file(out / "rtx.plan", spec=spec, flavour="tensorrt_rtx", version="1.7.1.116", plugins_sha256=None)
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    capsys.readouterr()
     options, expected = WRONG[case]
-    assert run_command(main, options) == 2
-    error = capsys.readouterr().err
-    assert expected in error
-    assert error.count("\n") == 1
+    assert expected in refusal(main, options)
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before, "nothing may be written"
 
 
@@ -307,15 +296,13 @@ def test_the_build_command_has_the_batch_only_where_it_is_free(tmp_path):
         assert " --target tensorrt " in line
 
 
-def test_an_rtx_plan_is_refused_with_the_batch(tmp_path, capsys):
+def test_an_rtx_plan_is_refused_with_the_batch(tmp_path, refusal):
     write_onnx(tmp_path / "model.onnx", batch="batch")
     options = ["--onnx", str(tmp_path / "model.onnx"), "--output", str(tmp_path / "out"), "--batch", "4"]
     assert main(options) == 0
     spec = read_spec(tmp_path / "out" / "model.onnx")
-    facts = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "plugins_sha256": None}
-    write_plan_file(tmp_path / "out" / "fp16.plan", spec=spec, **facts)
-    assert run_command(main, options) == 2
-    assert "fp16.plan --batch 1 4 4`" in capsys.readouterr().err
+    write_plan_file(tmp_path / "out" / "fp16.plan", spec=spec, **RTX)
+    assert "fp16.plan --batch 1 4 4`" in refusal(main, options)
 
 
 def test_by_path_and_from_another_folder(demo, tmp_path):

@@ -205,7 +205,7 @@ def test_a_network_that_gives_no_numbers_is_reported(files, tmp_path, layer):
 
 def test_of_a_plan_preprocessing_and_final_boxes_are_seen(files, tmp_path):
     """What opening a plan gives: a detector without stages."""
-    data = load_data(files / "pictures", None, 1)
+    data = load_data(files / "pictures", None, count=1)
     with contextlib.ExitStack() as stack:
         paths = artifact_paths([files / "model.onnx", files / "half.onnx"])
         first, second = open_artifacts(paths, threads=1, stack=stack)
@@ -230,7 +230,7 @@ def swapped(files, tmp_path) -> Path:
 
 
 def test_final_boxes_of_a_plan_are_judged(files, swapped):
-    data = load_data(files / "pictures", None, 2)
+    data = load_data(files / "pictures", None, count=2)
     with contextlib.ExitStack() as stack:
         paths = [files / "model.onnx", swapped]
         first, second = open_artifacts(paths, threads=1, stack=stack)
@@ -241,7 +241,7 @@ def test_final_boxes_of_a_plan_are_judged(files, swapped):
 
 
 def test_errors_that_only_add_up_are_told_apart_from_a_broken_stage(files, swapped):
-    data = load_data(files / "pictures", None, 2)
+    data = load_data(files / "pictures", None, count=2)
     with contextlib.ExitStack() as stack:
         paths = [files / "model.onnx", files / "half.onnx", swapped]
         results, _ = command.compare(open_artifacts(paths, threads=1, stack=stack), data, 1, "fp16")

@@ -23,6 +23,9 @@ from tests.export.parity_files import (
     write_artifacts,
     write_pictures,
 )
+from tests.helpers_data import Truth, write_voc
+
+TRUTHS = [Truth("a", 20, 30, ((2.0, 3.0, 9.0, 9.0, "bolt", False),))]
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +129,24 @@ BAD_OPTIONS = {
     "a broken picture": (broken_picture, "a.jpg cannot be decoded as an image"),
     "a folder without pictures": (
         lambda folder: ["--data", empty_folder(folder)],
-        "holds no picture and no annotations",
+        "has no images: expected files with a name in .jpg, .jpeg, .png",
     ),
     "missing data": (lambda folder: ["--data", folder / "none.json"], "none.json"),
     "data of other classes": (other_data, "dogs.json has other classes than the detector"),
-    "images without data": (lambda folder: ["--images-folder", folder], "came without --data"),
+    "images without data": (lambda folder: ["--images", folder], "came without --data"),
+    "images without data, by their old name": (lambda folder: ["--images-folder", folder], "came without --data"),
+    "a split without data": (lambda folder: ["--split", "val"], "--split val came without --data"),
+    "no such split": (
+        lambda folder: ["--data", write_voc(folder / "voc", {"train": TRUTHS}), "--split", "val"],
+        "has no split 'val'",
+    ),
+    "no split of several": (
+        lambda folder: ["--data", write_voc(folder / "voc", {"train": TRUTHS})],
+        "came without a split; name one: train",
+    ),
     "images of a folder": (
         lambda folder: ["--data", write_pictures(folder / "p"), "--images-folder", folder],
-        "has no annotations.json",
+        "is a plain folder of images, without annotations",
     ),
     "no images": (lambda folder: ["--count", 0], "--count 0: give a whole number of at least 1"),
     "no stage images": (lambda folder: ["--stage-images", -1], "--stage-images -1: give a whole number"),

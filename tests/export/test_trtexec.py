@@ -20,7 +20,7 @@ from export.trtexec import main, trtexec_commands
 from runtime.command import run_command
 from runtime.plan import PlanRecord, file_sha256, sidecar_path
 from tests.helpers_onnx import small_spec, write_onnx
-from tests.helpers_plan import plan_bytes, plan_facts, write_plan_file
+from tests.helpers_plan import RTX, plan_bytes, plan_facts, write_plan_file
 from tests.test_structure import ROOT
 
 PLAN, PLUGINS = Path("fp16.plan"), Path("lib/libedgercnn_plugins.so")
@@ -87,7 +87,7 @@ def test_a_plan_of_tensorrt_11_needs_no_flags_that_became_defaults(any_batch):
 
 
 def test_a_plan_of_tensorrt_rtx_is_for_its_own_program_and_without_plugins(any_batch):
-    facts = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "sms": (86, 89, 120), "plugins_sha256": None}
+    facts = {**RTX, "sms": (86, 89, 120)}
     build, load = trtexec_commands(record_of(**facts), PLAN, any_batch, None)
     program, options = words(build)
     assert program == "tensorrt_rtx"
@@ -183,8 +183,7 @@ def test_only_the_graph_of_the_plan_gives_a_build_line(tmp_path, any_batch, caps
         assert output.err.count("\n") == 1
         assert output.out == ""
         assert file == plan or "build_engine.py --save-onnx" in output.err
-    facts = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "plugins_sha256": None}
-    write_plan_file(plan, **facts)
+    write_plan_file(plan, **RTX)
     assert main(["--engine", str(plan), "--onnx", str(full)]) == 0, "TensorRT-RTX builds from the bodies"
 
 

@@ -14,10 +14,11 @@ from runtime.benchmark import check_agreement, main
 from runtime.benchmark_setup import check_comparable, find_weights, frame_size, load_frames
 from runtime.command import run_command
 from runtime.detections import Detections
-from runtime.errors import ArtifactError, ParityError, SourceError, UserError
+from runtime.errors import AnnotationError, ArtifactError, ParityError, SourceError, UserError
 from runtime.plan import read_sidecar, sidecar_path
 from runtime.tables import format_table
 from runtime.timing import Timing, compare_detections, speed_ratio, time_in_turns
+from tests.helpers_data import Truth, picture, write_coco, write_voc, write_yolo
 from tests.helpers_onnx import fixed_outputs, small_spec, write_onnx
 from tests.helpers_plan import write_plan_file
 
@@ -146,11 +147,27 @@ def test_own_images(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["frame"] == "75x50"
     with pytest.raises(SourceError, match="has 3 images: --frames 4"):
         load_frames(images, 4, (480, 640))
-    with pytest.raises(SourceError, match="is no folder"):
+    with pytest.raises(SourceError, match="nowhere does not exist"):
         load_frames(tmp_path / "nowhere", 4, (480, 640))
     cv2.imwrite(str(images / "2.png"), np.zeros((50, 70, 3), np.uint8))
     with pytest.raises(SourceError, match=r"2\.png and 0\.png differ in size \(75x50 and 70x50\)"):
         load_frames(images, 3, (480, 640))
+
+
+def test_frames_of_a_split(tmp_path):
+    """Of annotated data the images of the split, not whatever lies in the folder."""
+    train, val = ([Truth(f"{name}{index}", 20, 30) for index in range(2)] for name in "tv")
+    coco = write_coco(tmp_path / "coco" / "val", val, ["bolt"], first_seed=2).parents[1]
+    voc = write_voc(tmp_path / "voc", {"train": train, "val": val})
+    (voc / "classes.txt").write_text("bolt")
+    yolo = write_yolo(tmp_path / "yolo", {"train": train, "val": val}, ["bolt"])
+    for data, split in ((coco, "val"), (coco, None), (voc, "val"), (yolo, "val"), (yolo, None)):
+        frames = load_frames(data, 2, (480, 640), split)
+        assert [frame.tolist() for frame in frames] == [picture(seed, 20, 30).tolist() for seed in (2, 3)]
+    with pytest.raises(SourceError, match="has 2 images: --frames 3"):
+        load_frames(voc, 3, (480, 640), "val")
+    with pytest.raises(AnnotationError, match="name one: train, val"):
+        load_frames(voc, 2, (480, 640))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +209,7 @@ def test_weights_are_those_that_the_engine_names(tmp_path, monkeypatch):
         (["--repeat", -1], "--repeat -1"),
         (["--threads", 0], "--threads 0"),
         (["--starts", -1], "--starts -1"),
+        (["--split", "val"], "--split val came without --images"),
         (["--engine", "none.onnx"], "none.onnx does not exist"),
         (["--engine", "a.onnx", "b.onnx", "--against", "torchvision"], "takes one --engine"),
         (["--engine", "a.onnx", "--weights", "a.pt"], "leave one of them out"),

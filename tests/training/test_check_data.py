@@ -5,9 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 from runtime.annotation_faults import KINDS
+from tests.helpers import random_frame
 from tests.helpers_data import Truth, write_coco, write_pictures
 from tests.training.checked_data import NAMES, TRAIN, check, clean, spoil_pictures
+
+SPOILT = {  # name: (how the JPEG is made, what happens to the bytes in the middle)
+    "whole": ((), lambda data: data),
+    "overwritten": ((), lambda data: middle(data, np.random.default_rng(0).bytes(1500), 1500)),
+    "restarting": ((cv2.IMWRITE_JPEG_RST_INTERVAL, 4), lambda data: middle(data, b"", 300)),
+    "progressive": ((cv2.IMWRITE_JPEG_PROGRESSIVE, 1), lambda data: middle(data, bytes(64), 64)),
+}
+
+
+def middle(data: bytes, put: bytes, count: int) -> bytes:
+    """`data` with `put` in place of `count` bytes in the middle; begin and end stay."""
+    return data[: len(data) // 2] + put + data[len(data) // 2 + count :]
 
 
 def test_every_fault_of_coco(tmp_path):
@@ -90,6 +106,32 @@ def test_names_too_long_are_missing_images(tmp_path):
     code, found = check(tmp_path, ["--data", str(file)])
     assert code == 1
     assert [kind for _, kind, _ in found] == ["missing-image", "missing-image"]
+
+
+def test_damage_inside_a_picture(tmp_path):
+    """The decoder goes on behind it; training goes on with such a picture, too."""
+    file = write_coco(tmp_path / "data", TRAIN, NAMES)
+    document = json.loads(file.read_text())
+    folder = file.parent / "images"
+    for number, (name, (options, spoil)) in enumerate(SPOILT.items()):
+        whole = cv2.imencode(".jpg", random_frame(number, 96, 128), options)[1].tobytes()
+        (folder / f"{name}.jpg").write_bytes(spoil(whole))
+        document["images"][number] |= {"file_name": f"images/{name}.jpg", "height": 96, "width": 128}
+    document["images"][0]["height"] = 95  # whole, but of another size
+    document["images"][1]["height"] = 95
+    file.write_text(json.dumps(document))
+    for path in folder.glob("*.png"):
+        path.unlink()
+    code, found = check(tmp_path, ["--data", str(file)], "--allow", "wrong-size")
+    assert code == 1
+    assert found == [
+        ("train", "damaged-image", "overwritten.jpg"),
+        ("train", "damaged-image", "progressive.jpg"),
+        ("train", "damaged-image", "restarting.jpg"),
+        ("train", "wrong-size", "overwritten.jpg"),
+        ("train", "wrong-size", "whole.jpg"),
+    ]
+    assert check(tmp_path, ["--data", str(file)], "--allow", "wrong-size", "damaged-image")[0] == 0
 
 
 def test_every_fault_of_voc(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from runtime.errors import ArtifactError, EdgeRcnnError, UserError
 from tests.training.test_trainer import SMALL, CountingSamples

@@ -66,8 +66,7 @@ def check_images(part: CheckedSet, workers: int) -> None:
             part.faults.append(Fault("duplicate-entry", str(image.path), "is listed a second time; keep one entry"))
     first_with: dict[str, CocoImage] = {}
     for image, picture in zip(unique, check_pictures(unique, workers), strict=True):
-        if picture.fault is not None:
-            part.faults.append(picture.fault)
+        part.faults += picture.faults
         if picture.digest is None:
             continue
         part.digests[image.image_id] = picture.digest

@@ -17,17 +17,23 @@ import cv2
 from runtime.annotated_images import CocoImage
 from runtime.annotation_faults import Fault
 from runtime.errors import RunError, SourceError
-from runtime.images import read_image
 from runtime.progress import progress_bar
+from training.data.damage import read_and_listen
 
 CHUNK = 32  # pictures per task
+DAMAGED = "damaged-image"
 
 
 class Picture(NamedTuple):
     """What was found of one picture. digest: of its size and pixels, None if it cannot be read."""
 
-    fault: Fault | None
+    faults: tuple[Fault, ...]
     digest: str | None
+
+    @property
+    def hindrance(self) -> Fault | None:
+        """Why training and evaluation cannot use it: one that is damaged inside they can."""
+        return next((fault for fault in self.faults if fault.kind != DAMAGED), None)
 
 
 def check_pictures(images: Sequence[CocoImage], workers: int) -> list[Picture]:
@@ -62,17 +68,21 @@ def check_pictures(images: Sequence[CocoImage], workers: int) -> list[Picture]:
 def check_picture(path: Path, height: int, width: int) -> Picture:
     """Opens one picture, which its annotations say is height x width px."""
     if not os.path.isfile(path):  # unlike Path's, False for names that are too long
-        return Picture(Fault("missing-image", str(path), "is not there; add it, or remove its annotations"), None)
+        return Picture((Fault("missing-image", str(path), "is not there; add it, or remove its annotations"),), None)
     try:
-        frame = read_image(path)
+        frame, complaint = read_and_listen(path)
     except SourceError as error:
         reason = str(error).removeprefix(f"{path} ").rstrip(".")
-        return Picture(Fault("unreadable-image", str(path), reason), None)
+        return Picture((Fault("unreadable-image", str(path), reason),), None)
     digest = hashlib.blake2b(f"{frame.shape}".encode() + frame.tobytes(), digest_size=16).hexdigest()
-    if frame.shape[:2] == (height, width):
-        return Picture(None, digest)
-    message = f"is {frame.shape[1]}x{frame.shape[0]} px, but its annotations say {width}x{height}"
-    return Picture(Fault("wrong-size", str(path), message), digest)
+    faults: list[Fault] = []
+    if complaint is not None:
+        message = f"is damaged inside ({complaint}), so that a part of it may show something else; copy it again"
+        faults.append(Fault(DAMAGED, str(path), message))
+    if frame.shape[:2] != (height, width):
+        message = f"is {frame.shape[1]}x{frame.shape[0]} px, but its annotations say {width}x{height}"
+        faults.append(Fault("wrong-size", str(path), message))
+    return Picture(tuple(faults), digest)
 
 
 def _check_chunk(chunk: Sequence[tuple[Path, int, int]]) -> list[Picture]:

@@ -134,4 +134,4 @@ def _missing(annotations: CocoAnnotations) -> list[Fault]:
 def _unusable(annotations: CocoAnnotations) -> list[Fault]:
     """Validation images that cannot be opened."""
     pictures = check_pictures(annotations.images, min(MOST_WORKERS, os.cpu_count() or 1))
-    return [picture.fault for picture in pictures if picture.fault is not None]
+    return [picture.hindrance for picture in pictures if picture.hindrance is not None]
