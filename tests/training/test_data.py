@@ -295,3 +295,16 @@ def test_flips_by_the_command_line(tmp_path):
     assert training_samples(parsed("--data", coco))[0].augmentation.flip == "horizontal"
     assert training_samples(parsed("--data", coco, "--flip", "none"))[0].augmentation.flip == "none"
     assert training_samples(parsed("--flip", "vertical"))[0].augmentation.flip == "vertical"
+
+
+@pytest.mark.parametrize("words", [("--images", "x"), ("--split", "train")])
+def test_options_of_annotations_are_refused_with_generated_images(words):
+    with pytest.raises(UserError, match=f"{words[0]} {words[1]} means nothing"):
+        training_samples(parsed("--data", "conveyor", *words))
+
+
+@pytest.mark.parametrize("words", [("--val-images", "x"), ("--val-split", "val")])
+@pytest.mark.parametrize("source", ["--data", "--val"])
+def test_options_of_validation_data_are_refused_with_generated_images(words, source):
+    with pytest.raises(UserError, match=f"{words[0]} {words[1]} means nothing .* {source} conveyor"):
+        validation_data(parsed(source, "conveyor", *words), ["box"])

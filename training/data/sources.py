@@ -53,6 +53,7 @@ def training_samples(
         UserError: an augmentation that cannot be used, or too few images or too low a seed to generate from.
     """
     if arguments.data == "conveyor":
+        _refuse_with_generated(arguments, "data", "images", "split")
         for name, least in (("count", 1), ("seed", 0)):
             if getattr(arguments, name) < least:
                 raise UserError(f"--{name} is {getattr(arguments, name)}: expected {least} or more.")
@@ -89,6 +90,7 @@ def validation_data(arguments: argparse.Namespace, class_names: Sequence[str]) -
 def _validation_data(arguments: argparse.Namespace) -> CocoAnnotations:
     """validation_data, its objects and classes unseen."""
     if arguments.val == "conveyor" or (arguments.val is None and arguments.data == "conveyor"):
+        _refuse_with_generated(arguments, "data" if arguments.val is None else "val", "val_images", "val_split")
         return held_out_images()
     if arguments.val is not None:
         return _read(arguments.val, arguments.val_images, arguments.val_split, "val")
@@ -98,6 +100,16 @@ def _validation_data(arguments: argparse.Namespace) -> CocoAnnotations:
         f"--data {arguments.data} came without --val: give annotations of held-out images, or name a part of "
         "--data with --val-split."
     )
+
+
+def _refuse_with_generated(arguments: argparse.Namespace, source: str, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{option} {getattr(arguments, name)} means nothing with the generated images of --{source} conveyor: "
+                f"omit it, or name annotations by --{source}."
+            )
 
 
 def _read(data: str, images: Path | None, split: str | None, purpose: str) -> CocoAnnotations:
