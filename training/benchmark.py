@@ -169,7 +169,7 @@ def torchvision_step(model: FasterRcnn, batch: Batch, device: torch.device, *, a
     optimizer = torch.optim.SGD([p for p in peer.parameters() if p.requires_grad], lr=RATE, momentum=0.9)
     scaler = torch.amp.GradScaler(device.type, enabled=amp)
     images = [as_picture(image, peer).to(device) for image in batch.images]
-    targets = [{"boxes": boxes.to(device), "labels": labels.to(device)} for boxes, labels in batch.targets]
+    targets = [{"boxes": one.boxes.to(device), "labels": one.labels.to(device)} for one in batch.targets]
 
     def step() -> None:
         with torch.autocast(device.type, enabled=amp):

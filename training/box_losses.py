@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.matching import BACKGROUND, IGNORED, Targets, match, sample_labels
+from training.matching import BACKGROUND, IGNORED, Targets, match, on_ignored, sample_labels
 from training.regression import box_regression_loss
 from training.settings import TrainSettings
 
@@ -56,6 +56,7 @@ def sample_rois(
             keep_best=False,
             background_floor=settings.box_background_floor,
             taking_part=taking_part,
+            never_background=on_ignored(proposals, target.ignored, settings.ignore_overlap),
         )
         labels = matches.labels(target.labels)
         labels = sample_labels(labels, settings.box_batch_per_image, settings.box_positive_fraction)

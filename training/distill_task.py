@@ -127,7 +127,7 @@ class DistillTask:
         near = []
         for level, _ in self.levels:
             cells = anchors[level].reshape(*sides[level], per_cell, 4)
-            near.append(torch.stack([near_objects(cells, boxes, self.rule.near_share) for boxes, _ in targets]))
+            near.append(torch.stack([near_objects(cells, one.boxes, self.rule.near_share) for one in targets]))
         return near
 
     def _feature_distance(self, features: list[Tensor], theirs: list[Tensor], near: list[Tensor]) -> Tensor:

@@ -71,7 +71,7 @@ def annotated_picture(batch: Batch, index: int, spec: DetectorSpec) -> np.ndarra
     if spec.input.color_order == "bgr":
         picture = picture[:, :, ::-1]
     picture = np.ascontiguousarray(picture)
-    boxes, labels = batch.targets[index]
+    boxes, labels, _ = batch.targets[index]
     thickness = line_thickness(height, width)
     for box, label in zip(boxes.cpu().numpy().round().astype(int).tolist(), labels.tolist(), strict=True):
         color = class_color(label - 1)[::-1]

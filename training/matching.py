@@ -1,7 +1,7 @@
 """Which anchors and proposals are objects, which are background, and which of them train: sections 3.1.2 and 2.3.
 
 Nothing here waits for a GPU but `usable_targets`, once. Shapes: N anchors or proposals of one image, M target boxes of
-one image. Boxes are xyxy network px.
+one image, I ignored boxes of one image. Boxes are xyxy network px.
 Ref: Ren et al., Faster R-CNN (2015), section 3.1.2; Girshick, Fast R-CNN (2015), section 2.3.
 """
 
@@ -15,21 +15,31 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 IGNORED, BACKGROUND = -1, 0  # labels of anchors and proposals; foreground is 1 .. K
+NO_BOXES = torch.zeros(0, 4)
 
 
 class Targets(NamedTuple):
-    """What is to be found in one image: boxes float32 [M, 4] xyxy network px, labels int64 [M], 1 .. K."""
+    """What is to be found in one image: boxes float32 [M, 4] xyxy network px, labels int64 [M], 1 .. K.
+
+    ignored: float32 [I, 4] xyxy network px, what training leaves out: crowds and difficult objects. They are no objects
+    to be found; whether they are background is up to `on_ignored`.
+    """
 
     boxes: Tensor
     labels: Tensor
+    ignored: Tensor = NO_BOXES
 
 
 def usable_targets(targets: Sequence[Targets]) -> list[Targets]:
     """The targets without boxes that have no width or height (or are not finite): a detector cannot learn them."""
-    targets = [Targets(boxes.float(), labels) for boxes, labels in targets]
+    targets = [Targets(boxes.float(), labels, ignored.float()) for boxes, labels, ignored in targets]
     if not targets or _usable(torch.cat([target.boxes for target in targets])).all():  # one look at the whole batch
         return targets
-    return [Targets(boxes[usable], labels[usable]) for boxes, labels in targets for usable in [_usable(boxes)]]
+    return [
+        Targets(boxes[usable], labels[usable], ignored)
+        for boxes, labels, ignored in targets
+        for usable in [_usable(boxes)]
+    ]
 
 
 class Matches(NamedTuple):
@@ -59,6 +69,7 @@ def match(
     keep_best: bool,
     background_floor: float = 0.0,
     taking_part: Tensor | None = None,
+    never_background: Tensor | None = None,
 ) -> Matches:
     """Assign each of `boxes` [N, 4] to one of `target_boxes` [M, 4], to the background, or to neither.
 
@@ -69,20 +80,41 @@ def match(
         keep_best: the boxes that overlap a target more than any other box does are foreground whatever their IoU, so
             that no target that overlaps a box goes without; each still goes to the target *it* overlaps most.
         taking_part: bool [N]; other boxes are neither, and the best of no target. None: all do.
+        never_background: bool [N], of `on_ignored`; boxes that are foreground or neither. None: none are.
     """
     part = torch.ones_like(boxes[:, 0], dtype=torch.bool) if taking_part is None else taking_part
+    candidates = part if never_background is None else part & ~never_background
     if len(target_boxes) == 0 or len(boxes) == 0:
-        is_background = part if background_floor <= 0 else torch.zeros_like(part)
+        is_background = candidates if background_floor <= 0 else torch.zeros_like(part)
         return Matches(torch.zeros_like(part, dtype=torch.int64), torch.zeros_like(part), is_background)
     iou = torch.where(part, box_iou(target_boxes, boxes), 0.0)  # [M, N]
     best_iou, index = iou.max(dim=0)
     is_foreground = best_iou >= foreground_iou
-    is_background = part & (best_iou < background_iou) & (best_iou >= background_floor)
+    is_background = candidates & (best_iou < background_iou) & (best_iou >= background_floor)
     if keep_best:
         best_of_target = iou.max(dim=1, keepdim=True).values  # [M, 1]
         is_best = ((iou == best_of_target) & (best_of_target > 0)).any(dim=0)
         is_foreground, is_background = is_foreground | is_best, is_background & ~is_best
     return Matches(index, is_foreground, is_background)
+
+
+@torch.no_grad()
+def on_ignored(boxes: Tensor, ignored: Tensor, overlap: float | None) -> Tensor | None:
+    """Which of `boxes` [N, 4] lie on one of the `ignored` ones [I, 4]: bool [N], or None where no box can.
+
+    A box does if more than `overlap` of its own area is in it; None for `overlap`: none do. Such a box is not
+    background, for there may be objects in it that nobody has drawn boxes around. But it stays foreground where it is:
+    the frame around a crowd often holds objects that are annotated one by one, and they would go without. MMDetection
+    and py-faster-rcnn let go of both, Omni3D of background alone.
+    Ref: MMDetection, max_iou_assigner.py, `ignore_iof_thr`; Girshick, py-faster-rcnn, `_filter_crowd_proposals`; Brazil
+    et al., Omni3D (2023), `RPNWithIgnore`.
+    """
+    if overlap is None or len(ignored) == 0:
+        return None
+    corners = torch.maximum(boxes[:, None, :2], ignored[:, :2]), torch.minimum(boxes[:, None, 2:], ignored[:, 2:])
+    sides = (corners[1] - corners[0]).clamp(min=0)  # [N, I, 2] of what both have in common
+    own = boxes[:, 2:] - boxes[:, :2]
+    return (sides[..., 0] * sides[..., 1] > overlap * (own[:, :1] * own[:, 1:])).any(dim=1)
 
 
 @torch.no_grad()

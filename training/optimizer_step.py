@@ -84,7 +84,7 @@ class OptimizerStep:
             return tensor.to(self.device, non_blocking=True, **rules)
 
         images = here(batch.images, memory_format=torch.channels_last)
-        targets = [Targets(here(boxes), here(labels)) for boxes, labels in batch.targets]
+        targets = [Targets(*(here(part) for part in target)) for target in batch.targets]
         autocast = torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None)
         with autocast, self.folded_norms.active():
             return dict(self.task.losses(self.model, images, here(batch.im_info), targets))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from training.matching import IGNORED, Targets, match, sample_labels
+from training.matching import IGNORED, Targets, match, on_ignored, sample_labels
 from training.regression import box_regression_loss
 from training.settings import AS_PUBLISHED, FOCAL_LOSS, TrainSettings
 
@@ -79,7 +79,14 @@ def label_anchors(
     labels, boxes = [], []
     for target, taking_part in zip(targets, inside, strict=True):
         thresholds = (settings.rpn_foreground_iou, settings.rpn_background_iou)
-        matches = match(target.boxes, anchors, *thresholds, keep_best=True, taking_part=taking_part)
+        matches = match(
+            target.boxes,
+            anchors,
+            *thresholds,
+            keep_best=True,
+            taking_part=taking_part,
+            never_background=on_ignored(anchors, target.ignored, settings.ignore_overlap),
+        )
         labels.append(matches.labels(torch.ones_like(target.labels)))
         boxes.append(matches.boxes(target.boxes))
     label = torch.stack(labels)

@@ -27,6 +27,7 @@ _CHOICES = {
 _SHARE, _COUNT, _NOT_NEGATIVE = (0.0, 1.0), (1, math.inf), (0.0, math.inf)
 _LEAST_IOU = 1e-6  # a foreground threshold of 0 would make objects of boxes that overlap none
 _RANGES: dict[str, tuple[float, float]] = {
+    "ignore_overlap": (0.0, 0.99),
     "rpn_pre_nms_top_n": _COUNT,
     "rpn_post_nms_top_n": _COUNT,
     "rpn_foreground_iou": (_LEAST_IOU, 1.0),
@@ -46,7 +47,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "box_weight": _NOT_NEGATIVE,
     "box_dropout": (0.0, 0.99),
 }
+_MAY_BE_OFF = ("ignore_overlap",)  # None: off
 _HELP = {  # of the fields that are options under their own names
+    "ignore_overlap": "an anchor or proposal of which more than this share lies on a crowd or difficult object is no "
+    "background, for example 0.5 (default: it is, as in torchvision)",
     "rpn_pre_nms_top_n": "anchors per level that become proposals in training, before NMS",
     "rpn_post_nms_top_n": "proposals per image in training",
     "rpn_ignore_outside": "anchors that reach out of the image train nothing",
@@ -87,6 +91,7 @@ class TrainSettings:
     the published standard deviations 0.1, 0.1, 0.2, 0.2 of the detector's; the RPN's are not normalised.
     """
 
+    ignore_overlap: float | None = None  # see `matching.on_ignored`; None: what is left out of training is background
     rpn_pre_nms_top_n: int = 2000  # per level
     rpn_post_nms_top_n: int = 2000  # per image
     rpn_ignore_outside: bool = False  # anchors that reach out of the valid area of their image train nothing
@@ -118,6 +123,8 @@ class TrainSettings:
                 raise UserError(f"{_flag(name)} is {getattr(self, name)!r}: expected {' or '.join(allowed)}.")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
+            if value is None and name in _MAY_BE_OFF:
+                continue
             if not (math.isfinite(value) and low <= value <= high):
                 limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise UserError(f"{_flag(name)} is {value}: expected a number {limits}.")
@@ -166,8 +173,9 @@ def add_settings_arguments(group: argparse._ArgumentGroup) -> None:
                 _flag(field.name), action=argparse.BooleanOptionalAction, default=None, help=_HELP[field.name]
             )
         else:
+            kind = float if field.name in _MAY_BE_OFF else type(field.default)
             choices = _CHOICES.get(field.name)
-            group.add_argument(_flag(field.name), type=type(field.default), choices=choices, help=_HELP[field.name])
+            group.add_argument(_flag(field.name), type=kind, choices=choices, help=_HELP[field.name])
 
 
 def train_settings(arguments: argparse.Namespace) -> TrainSettings:

@@ -32,7 +32,7 @@ def test_both_have_the_same_losses_on_the_same_pictures():
     model, batch = benchmark.prepared(arguments)
     peer = benchmark.torchvision_detector(model).train()
     images = [benchmark.as_picture(image, peer) for image in batch.images]
-    targets = [{"boxes": boxes, "labels": labels} for boxes, labels in batch.targets]
+    targets = [{"boxes": one.boxes, "labels": one.labels} for one in batch.targets]
     torch.manual_seed(0)
     theirs = peer(images, targets)
     ours = model.train().losses(batch.images, batch.im_info, batch.targets, TrainSettings())

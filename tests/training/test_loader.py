@@ -48,6 +48,7 @@ def check_equal(first, second) -> None:
         for mine, yours in zip(one.targets, other.targets, strict=True):
             assert torch.equal(mine.boxes, yours.boxes)
             assert torch.equal(mine.labels, yours.labels)
+            assert torch.equal(mine.ignored, yours.ignored)
 
 
 EVERYTHING = {

@@ -89,6 +89,7 @@ BAD = [
     ({"rpn_batch_per_image": -3}, "--rpn-batch-per-image is -3"),
     ({"rpn_smooth_l1_beta": math.nan}, "--rpn-smooth-l1-beta is nan"),
     ({"rpn_focal_gamma": -1.0}, "--rpn-focal-gamma is -1.0"),
+    ({"ignore_overlap": 1.0}, "--ignore-overlap is 1.0: expected a number from 0.0 to 0.99"),
     ({"box_loss": "l2"}, "--box-loss is 'l2': expected smooth_l1 or giou"),
     ({"rpn_objectness_loss": "hinge"}, "--rpn-objectness-loss is 'hinge': expected log or focal"),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,9 @@ class Augmentation:
     flip: each direction that is allowed happens with probability 1/2. multi_scale: shorter sides in network px, one is
     drawn for each batch; empty: always the spec's. photometric: brightness, contrast, saturation, hue and channel order
     (Liu et al. 2016). zoom_out: every other picture is put on a canvas of up to 4 times its sides. iou_crop: a crop
-    that holds the centre of a box; boxes whose centre it loses are left out. scale_jitter: a factor on the size of the
-    picture, which is then cropped or padded to its old size (Ghiasi et al. 2021).
+    that holds the centre of a box; boxes whose centre it loses are left out, but crowds only where they are out of
+    sight. scale_jitter: a factor on the size of the picture, which is then cropped or padded to its old size (Ghiasi et
+    al. 2021).
 
     Raises:
         UserError: a value that cannot be used.
@@ -118,6 +120,21 @@ def _transformed(sample: Sample, augmentation: Augmentation, seed: int) -> Sampl
     )
 
 
+class _IoUCrop(v2.RandomIoUCrop):
+    """torchvision's crop, which takes boxes away whose centre it loses, but crowds only where they are out of sight."""
+
+    def __init__(self, is_crowd: np.ndarray) -> None:
+        super().__init__()
+        self.is_crowd = torch.from_numpy(is_crowd)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Where to crop, and which boxes to keep."""
+        params = super().make_params(flat_inputs)
+        if params:  # none: no crop
+            params["is_within_crop_area"] |= self.is_crowd
+        return params
+
+
 def _transforms(augmentation: Augmentation, sample: Sample) -> list[v2.Transform]:
     """What happens to this picture, in order. Places outside it are filled with its mean colour."""
     height, width = sample.frame.shape[:2]
@@ -131,7 +148,7 @@ def _transforms(augmentation: Augmentation, sample: Sample) -> list[v2.Transform
         if augmentation.zoom_out:
             chosen.append(v2.RandomZoomOut(fill=fill))
         if augmentation.iou_crop and len(sample.boxes_xyxy) > 0:
-            chosen.append(v2.RandomIoUCrop())
+            chosen.append(_IoUCrop(sample.is_crowd))
     if augmentation.photometric:
         chosen.append(v2.RandomPhotometricDistort())
     return chosen
