@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from training.matching import BACKGROUND, IGNORED, Targets, match, on_ignored, sample_labels
@@ -43,27 +43,37 @@ def sample_rois(
         rois: float32 [B, R, 4], zero padded; num_rois: int32 [B].
         targets: one per image.
     """
+    target_boxes = _padded([target.boxes for target in targets])  # [B, M, 4]
+    target_labels = _padded([target.labels for target in targets])  # [B, M]
+    proposals = torch.cat((rois, target_boxes), dim=1)  # [B, R + M, 4]
     is_roi = torch.arange(rois.shape[1], device=rois.device) < num_rois[:, None]  # [B, R]
-    parts = []
-    for image, target in enumerate(targets):
-        proposals = torch.cat((rois[image], target.boxes))  # [R + M, 4]
-        taking_part = torch.cat((is_roi[image], is_roi.new_ones(len(target.boxes))))
-        matches = match(
-            target.boxes,
-            proposals,
-            settings.box_foreground_iou,
-            settings.box_background_iou,
-            keep_best=False,
-            background_floor=settings.box_background_floor,
-            taking_part=taking_part,
-            never_background=on_ignored(proposals, target.ignored, settings.ignore_overlap),
-        )
-        labels = matches.labels(target.labels)
-        labels = sample_labels(labels, settings.box_batch_per_image, settings.box_positive_fraction)
-        parts.append((proposals, torch.full_like(labels, image), labels, matches.boxes(target.boxes)))
-    all_rois, images, labels, boxes = (torch.cat(part) for part in zip(*parts, strict=True))
-    chosen = torch.nonzero(labels != IGNORED).flatten()  # the one wait for the device
-    return RoiSample(all_rois[chosen], images[chosen], labels[chosen], boxes[chosen], tuple(box_coder_weights))
+    matches = match(
+        target_boxes,
+        proposals,
+        settings.box_foreground_iou,
+        settings.box_background_iou,
+        keep_best=False,
+        background_floor=settings.box_background_floor,
+        taking_part=torch.cat((is_roi, target_labels > BACKGROUND), dim=1),
+        never_background=_on_ignored(proposals, targets, settings),
+    )
+    labels = matches.labels(target_labels)
+    labels = sample_labels(labels, settings.box_batch_per_image, settings.box_positive_fraction)
+    chosen = torch.nonzero(labels != IGNORED).unbind(dim=1)  # image and index; the one wait for the device
+    boxes = matches.boxes(target_boxes)
+    return RoiSample(proposals[chosen], chosen[0], labels[chosen], boxes[chosen], tuple(box_coder_weights))
+
+
+def _on_ignored(proposals: Tensor, targets: Sequence[Targets], settings: TrainSettings) -> Tensor | None:
+    """on_ignored of a batch: bool [B, R], or None."""
+    if settings.ignore_overlap is None:
+        return None
+    return on_ignored(proposals, _padded([target.ignored for target in targets]), settings.ignore_overlap)
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor for all images, zeros behind the last of each: a box that overlaps nothing, a label of no object."""
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
 def detector_losses(

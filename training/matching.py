@@ -1,7 +1,8 @@
 """Which anchors and proposals are objects, which are background, and which of them train: sections 3.1.2 and 2.3.
 
 Nothing here waits for a GPU but `usable_targets`, once. Shapes: N anchors or proposals of one image, M target boxes of
-one image, I ignored boxes of one image. Boxes are xyxy network px.
+one image, I ignored boxes of one image; ... is nothing for one image, or B for a batch whose images are padded with
+boxes of zeros, which overlap nothing. Boxes are xyxy network px.
 Ref: Ren et al., Faster R-CNN (2015), section 3.1.2; Girshick, Fast R-CNN (2015), section 2.3.
 """
 
@@ -12,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 IGNORED, BACKGROUND = -1, 0  # labels of anchors and proposals; foreground is 1 .. K
 NO_BOXES = torch.zeros(0, 4)
@@ -43,20 +43,24 @@ def usable_targets(targets: Sequence[Targets]) -> list[Targets]:
 
 
 class Matches(NamedTuple):
-    """For each of N boxes: the target box it overlaps most, int64 [N], and whether that makes it one of three kinds."""
+    """For each of N boxes: the target box it overlaps most, and whether that makes it one of three kinds."""
 
-    target: Tensor  # int64 [N], 0 .. M - 1, or 0 where there is no target
-    is_foreground: Tensor  # bool [N]
-    is_background: Tensor  # bool [N]
+    target: Tensor  # int64 [..., N], 0 .. M - 1, or 0 where there is no target
+    is_foreground: Tensor  # bool [..., N]
+    is_background: Tensor  # bool [..., N]
 
     def labels(self, target_labels: Tensor) -> Tensor:
-        """int64 [N]: the target's label, BACKGROUND, or IGNORED for what lies between the thresholds."""
+        """int64 [..., N]: the label [..., M] of the target, BACKGROUND, or IGNORED for what lies between thresholds."""
         labels = torch.where(self.is_background, BACKGROUND, IGNORED)
-        return torch.where(self.is_foreground, target_labels[self.target], labels) if len(target_labels) else labels
+        if target_labels.shape[-1] == 0:
+            return labels
+        return torch.where(self.is_foreground, target_labels.gather(-1, self.target), labels)
 
     def boxes(self, target_boxes: Tensor) -> Tensor:
-        """float32 [N, 4]: the matched target boxes; zeros where there are no targets."""
-        return target_boxes[self.target] if len(target_boxes) else target_boxes.new_zeros(len(self.target), 4)
+        """float32 [..., N, 4]: the matched ones of [..., M, 4]; zeros where there are no targets."""
+        if target_boxes.shape[-2] == 0:
+            return target_boxes.new_zeros(*self.target.shape, 4)
+        return target_boxes.take_along_dim(self.target[..., None], dim=-2)
 
 
 @torch.no_grad()
@@ -71,7 +75,7 @@ def match(
     taking_part: Tensor | None = None,
     never_background: Tensor | None = None,
 ) -> Matches:
-    """Assign each of `boxes` [N, 4] to one of `target_boxes` [M, 4], to the background, or to neither.
+    """Assign each of `boxes` [..., N, 4] to one of `target_boxes` [..., M, 4], to the background, or to neither.
 
     Args:
         foreground_iou: a box is foreground from this IoU with its best target.
@@ -79,28 +83,28 @@ def match(
         background_floor: ... and from this one.
         keep_best: the boxes that overlap a target more than any other box does are foreground whatever their IoU, so
             that no target that overlaps a box goes without; each still goes to the target *it* overlaps most.
-        taking_part: bool [N]; other boxes are neither, and the best of no target. None: all do.
-        never_background: bool [N], of `on_ignored`; boxes that are foreground or neither. None: none are.
+        taking_part: bool [..., N]; other boxes are neither, and the best of no target. None: all do.
+        never_background: bool [..., N], of `on_ignored`; boxes that are foreground or neither. None: none are.
     """
-    part = torch.ones_like(boxes[:, 0], dtype=torch.bool) if taking_part is None else taking_part
+    part = torch.ones_like(boxes[..., 0], dtype=torch.bool) if taking_part is None else taking_part
     candidates = part if never_background is None else part & ~never_background
-    if len(target_boxes) == 0 or len(boxes) == 0:
+    if target_boxes.shape[-2] == 0 or boxes.shape[-2] == 0:
         is_background = candidates if background_floor <= 0 else torch.zeros_like(part)
         return Matches(torch.zeros_like(part, dtype=torch.int64), torch.zeros_like(part), is_background)
-    iou = torch.where(part, box_iou(target_boxes, boxes), 0.0)  # [M, N]
-    best_iou, index = iou.max(dim=0)
+    iou = torch.where(part[..., None, :], box_iou(target_boxes, boxes), 0.0)  # [..., M, N]
+    best_iou, index = iou.max(dim=-2)
     is_foreground = best_iou >= foreground_iou
     is_background = candidates & (best_iou < background_iou) & (best_iou >= background_floor)
     if keep_best:
-        best_of_target = iou.max(dim=1, keepdim=True).values  # [M, 1]
-        is_best = ((iou == best_of_target) & (best_of_target > 0)).any(dim=0)
+        best_of_target = iou.max(dim=-1, keepdim=True).values  # [..., M, 1]
+        is_best = ((iou == best_of_target) & (best_of_target > 0)).any(dim=-2)
         is_foreground, is_background = is_foreground | is_best, is_background & ~is_best
     return Matches(index, is_foreground, is_background)
 
 
 @torch.no_grad()
 def on_ignored(boxes: Tensor, ignored: Tensor, overlap: float | None) -> Tensor | None:
-    """Which of `boxes` [N, 4] lie on one of the `ignored` ones [I, 4]: bool [N], or None where no box can.
+    """Which of `boxes` [..., N, 4] lie on one of the `ignored` ones [..., I, 4]: bool [..., N]; None where none can.
 
     A box does if more than `overlap` of its own area is in it; None for `overlap`: none do. Such a box is not
     background, for there may be objects in it that nobody has drawn boxes around. But it stays foreground where it is:
@@ -109,12 +113,30 @@ def on_ignored(boxes: Tensor, ignored: Tensor, overlap: float | None) -> Tensor 
     Ref: MMDetection, max_iou_assigner.py, `ignore_iof_thr`; Girshick, py-faster-rcnn, `_filter_crowd_proposals`; Brazil
     et al., Omni3D (2023), `RPNWithIgnore`.
     """
-    if overlap is None or len(ignored) == 0:
+    if overlap is None or ignored.shape[-2] == 0:
         return None
-    corners = torch.maximum(boxes[:, None, :2], ignored[:, :2]), torch.minimum(boxes[:, None, 2:], ignored[:, 2:])
-    sides = (corners[1] - corners[0]).clamp(min=0)  # [N, I, 2] of what both have in common
-    own = boxes[:, 2:] - boxes[:, :2]
-    return (sides[..., 0] * sides[..., 1] > overlap * (own[:, :1] * own[:, 1:])).any(dim=1)
+    own = boxes[..., 2:] - boxes[..., :2]
+    area = (own[..., 0] * own[..., 1])[..., None]
+    return (_common_area(boxes, ignored) > overlap * area).any(dim=-1)
+
+
+def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of each of `boxes` [..., M, 4] and each of `others` [..., N, 4]: [..., M, N].
+
+    As torchvision's, to the bit, and for batches; NaN where neither box has an area.
+    """
+    sides, other_sides = boxes[..., 2:] - boxes[..., :2], others[..., 2:] - others[..., :2]
+    area, other_area = sides[..., 0] * sides[..., 1], other_sides[..., 0] * other_sides[..., 1]
+    common = _common_area(boxes, others)
+    return common / (area[..., None] + other_area[..., None, :] - common)
+
+
+def _common_area(boxes: Tensor, others: Tensor) -> Tensor:
+    """Of each of `boxes` [..., M, 4] and each of `others` [..., N, 4]: [..., M, N]."""
+    boxes, others = boxes[..., None, :], others[..., None, :, :]
+    sides = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    sides = sides.clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
 
 
 @torch.no_grad()

@@ -15,6 +15,21 @@ constexpr int kTile = 64;  // boxes; a warp's lane has two
 
 using TileSet = unsigned long long;  // of boxes of one tile, bit i = box 64 * tile + i
 
+// Which of a tile's `candidates` stay. `before_first` and `before_second` are the sets of its boxes that would suppress
+// the lane's two, number lane and lane + 32. The same for all lanes.
+DEVICE TileSet settleTile(TileSet candidates, TileSet before_first, TileSet before_second) {
+    const int lane = threadIdx.x % kWarpSize;
+    TileSet kept = candidates, last;
+    do {
+        last = kept;
+        const unsigned low = __ballot_sync(kFullMask, (candidates >> lane & 1) && !(before_first & last));
+        const unsigned high =
+            __ballot_sync(kFullMask, (candidates >> (lane + kWarpSize) & 1) && !(before_second & last));
+        kept = static_cast<TileSet>(high) << kWarpSize | low;
+    } while (kept != last);
+    return kept;
+}
+
 // Thin `alive` to the boxes that stay.
 //
 // alive: shared memory, divideUp(count, 64) words; in: the candidates, behind a barrier; out: those kept. Complete up
@@ -34,14 +49,7 @@ DEVICE int blockNms(int count, int most, TileSet* alive, Suppressors suppressors
             const int first = tile * kTile + lane, second = first + kWarpSize;
             const TileSet before_first = candidates >> lane & 1 ? suppressors(first) : 0;
             const TileSet before_second = candidates >> (lane + kWarpSize) & 1 ? suppressors(second) : 0;
-            TileSet kept = candidates, last;
-            do {
-                last = kept;
-                const unsigned low = __ballot_sync(kFullMask, (candidates >> lane & 1) && !(before_first & last));
-                const unsigned high =
-                    __ballot_sync(kFullMask, (candidates >> (lane + kWarpSize) & 1) && !(before_second & last));
-                kept = static_cast<TileSet>(high) << kWarpSize | low;
-            } while (kept != last);
+            const TileSet kept = settleTile(candidates, before_first, before_second);
             if (lane == 0) alive[tile] = kept;
         }
         __syncthreads();

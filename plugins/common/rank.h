@@ -130,10 +130,12 @@ DEVICE unsigned blockExclusiveSum(unsigned value, unsigned* warp_sums) {
     }
     if (lane == kWarpSize - 1) warp_sums[warp] = inclusive;
     __syncthreads();
-    unsigned before = inclusive - value;
-    for (int other = 0; other < warp; ++other) before += warp_sums[other];
+    constexpr int kWarps = kThreads / kWarpSize;
+    static_assert((kWarps & (kWarps - 1)) == 0, "lanes sum the warps before theirs in pairs");
+    unsigned before = lane % kWarps < warp ? warp_sums[lane % kWarps] : 0;
+    for (int offset = kWarps / 2; offset > 0; offset /= 2) before += __shfl_xor_sync(kFullMask, before, offset);
     __syncthreads();
-    return before;
+    return before + inclusive - value;
 }
 
 // The bucket, counted from the top, in which the `wanted`-th greatest key lies: into scratch.found, and into
@@ -160,16 +162,17 @@ DEVICE void findBucket(unsigned wanted, SelectScratch& scratch) {
 //
 // A radix select whose digits follow the data: the 2048 buckets divide the range between the least and the greatest key
 // left, so neither a common exponent nor equal scores cost passes. Two or three passes as a rule, six at most.
-// `count` is at least 1. There is no barrier at the end: `scratch` is still being read when a thread returns.
+// `count` is at least 1. With a `surplus` the result may be a lower key, which up to count + surplus keys reach: often
+// a pass less. There is no barrier at the end: `scratch` is still being read when a thread returns.
 template <int kThreads, typename KeyAt>
-DEVICE RankKey blockSelect(KeyAt keyAt, int size, int count, SelectScratch& scratch) {
+DEVICE RankKey blockSelect(KeyAt keyAt, int size, int count, SelectScratch& scratch, unsigned surplus = 0) {
     blockBounds<kThreads>(keyAt, size, scratch);
     RankKey low = scratch.low, high = scratch.high;
     unsigned wanted = count;
     if (scratch.candidates <= wanted) return 1;
     while (true) {
-        const int surplus = 64 - __clzll(static_cast<long long>(high - low)) - 11;  // bits beyond those of a bucket
-        const int shift = surplus > 0 ? surplus : 0;
+        const int excess = 64 - __clzll(static_cast<long long>(high - low)) - 11;  // bits beyond those of a bucket
+        const int shift = excess > 0 ? excess : 0;
         for (int i = threadIdx.x; i < kBuckets; i += kThreads) scratch.histogram[i] = 0;
         __syncthreads();
         blockForEachKey<kThreads>(keyAt, size, [&](RankKey key) {
@@ -179,7 +182,7 @@ DEVICE RankKey blockSelect(KeyAt keyAt, int size, int count, SelectScratch& scra
         findBucket<kThreads>(wanted, scratch);
         const RankKey bucket = scratch.found;
         wanted = scratch.wanted;
-        const bool all = scratch.histogram[bucket] == wanted || shift == 0;  // one key, if keys are unique
+        const bool all = scratch.histogram[bucket] - wanted <= surplus || shift == 0;  // one key, if keys are unique
         low += bucket << shift;
         high = lesser(high, low + ((1ull << shift) - 1));
         if (all) return low;

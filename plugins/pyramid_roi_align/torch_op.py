@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from plugins.pyramid_roi_align.repeatable import RepeatableRoiAlign
+
 
 @torch.library.custom_op("edgercnn::pyramid_roi_align", mutates_args=())
 def pyramid_roi_align(
@@ -74,16 +76,22 @@ def pool_rois(
     *members, padding = indexed_rois[order].split(of_level.sum(dim=1).tolist())  # the one wait for the device
     ratio = sampling_ratio if sampling_ratio > 0 else -1
     pooled = [
-        roi_align(_plain(feature), of_feature, output_size, scale, ratio, aligned).to(features[0].dtype)
+        pool_level(feature, of_feature, output_size, scale, ratio, aligned).to(features[0].dtype)
         for feature, of_feature, scale in zip(features, members, spatial_scales, strict=True)
     ]
     pooled.append(features[0].new_zeros(len(padding), features[0].shape[1], output_size, output_size))
     return torch.cat(pooled)[torch.argsort(order)]
 
 
-def _plain(feature: Tensor) -> Tensor:
-    """float32, and NCHW in memory: what torchvision's kernel takes, in one copy where both have to change."""
-    return feature.to(torch.float32, memory_format=torch.contiguous_format)
+def pool_level(feature: Tensor, rois: Tensor, output_size: int, scale: float, ratio: int, aligned: bool) -> Tensor:
+    """torchvision's RoIAlign of one level: float32 [N, C, P, P]; its gradient is repeatable where PyTorch has to be."""
+    # float32, and NCHW in memory, which the kernel takes: one copy where both have to change
+    plain = feature.to(torch.float32, memory_format=torch.contiguous_format)
+    rule = (output_size, scale, ratio, aligned)
+    if torch.are_deterministic_algorithms_enabled() and feature.is_cuda:
+        result: Tensor = RepeatableRoiAlign.apply(plain, rois, *rule)
+        return result
+    return roi_align(plain, rois, *rule)
 
 
 def roi_levels(rois: Tensor, spatial_scales: Sequence[float], canonical_scale: float, canonical_level: int) -> Tensor:

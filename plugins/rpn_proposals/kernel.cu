@@ -7,16 +7,18 @@
 // are ranked as they are; sigmoid serves the score threshold only.
 //
 // Four launches, each with all levels and images in grid.x:
-//   selectInChunks   512 threads per chunk of at most 8192 logits: its best pre_nms_top_n       select.h
-//   rankAndDecode    1024 threads per level and image: sort, decode, clip, drop                 rank_and_decode.h
-//   suppressionMask  128 threads per pair of tiles of 64 boxes: who suppresses whom             suppress_and_merge.h
-//   scanAndMerge     1024 threads per level and image: NMS; the last block merges the levels    suppress_and_merge.h
-// With at most 256 candidates per level, rankAndDecode and scanAndMerge have 256 threads: less to wait for at barriers.
+//   selectInChunks   512 threads per chunk of at most 8192 logits of a large level: its best, roughly  select.h
+//   rankAndDecode    1024 threads per level and image: sort, decode, clip, drop       rank_level.h, rank_and_decode.h
+//   suppressionMask  128 threads per pair of tiles of 64 boxes: who suppresses whom                    suppress.h
+//   scanAndMerge     512 threads per level and image: NMS; the last block merges the levels            scan_and_merge.h
+// No launch of the first where all levels are small. With at most 256 candidates per level, rankAndDecode and
+// scanAndMerge have 256 threads: less to wait for at barriers; with more than 1024, scanAndMerge has 1024.
 #include "rpn_proposals/kernel.h"
 
 #include "common/check.h"
 #include "rpn_proposals/rank_and_decode.h"
-#include "rpn_proposals/suppress_and_merge.h"
+#include "rpn_proposals/scan_and_merge.h"
+#include "rpn_proposals/suppress.h"
 
 namespace edgercnn::rpn_proposals {
 namespace {
@@ -96,30 +98,29 @@ struct Tensors {
     int32_t* num_rois;
 };
 
-template <typename T, int kThreads>
+template <typename T>
 int32_t launchAll(const RpnProposals& op, const Plan& plan, const Tensors& tensors, const Workspace& workspace,
                   void* stream) {
     const unsigned segments = op.batch * op.levels;
-    const size_t shared_bytes = scanSharedBytes(plan);
-    int32_t status = launch(selectInChunks<T>, dim3(op.batch * plan.chunks), kSelectThreads, 0, stream, plan,
-                            tensors.objectness, workspace);
+    const bool few = plan.most_candidates <= kFewCandidates, by_warps = plan.most_candidates <= kMostByWarps;
+    int32_t status = kSuccess;
+    if (plan.chunks > 0)
+        status = launch(selectInChunks<T>, dim3(op.batch * plan.chunks), kSelectThreads, 0, stream, plan,
+                        tensors.objectness, workspace);
     if (status == kSuccess)
-        status = launch(rankAndDecode<T, kThreads>, dim3(segments), kThreads, 0, stream, op, plan, tensors.bbox_deltas,
+        status = launch(few ? rankAndDecode<T, 256> : rankAndDecode<T, kRankThreads>, dim3(segments),
+                        few ? 256 : kRankThreads, 0, stream, op, plan, tensors.objectness, tensors.bbox_deltas,
                         tensors.im_info, workspace);
     if (status == kSuccess)
-        status = launch(suppressionMask, dim3(op.batch * plan.pairs), kMaskThreads, 0, stream, plan, op.nms_threshold,
-                        workspace);
+        status = launch(suppressionMask, dim3(op.batch * plan.pairs), kMaskThreads, 0, stream, plan,
+                        iouTest(op.nms_threshold), workspace);
     if (status == kSuccess)
-        status = launch(scanAndMerge<kThreads>, dim3(segments), kThreads, shared_bytes, stream, plan, workspace,
-                        static_cast<int>(shared_bytes), tensors.rois, tensors.num_rois);
+        status = launch(few        ? scanAndMerge<256, true>
+                        : by_warps ? scanAndMerge<512, true>
+                                   : scanAndMerge<1024, false>,
+                        dim3(segments), few ? 256 : by_warps ? 512 : 1024, scanSharedBytes(plan), stream, plan,
+                        workspace, tensors.rois, tensors.num_rois);
     return status;
-}
-
-template <typename T>
-int32_t launchSized(const RpnProposals& op, const Plan& plan, const Tensors& tensors, const Workspace& workspace,
-                    void* stream) {
-    return plan.most_candidates <= kFewCandidates ? launchAll<T, 256>(op, plan, tensors, workspace, stream)
-                                                  : launchAll<T, 1024>(op, plan, tensors, workspace, stream);
 }
 
 }  // namespace
@@ -153,6 +154,6 @@ int32_t edgercnn_rpn_proposals(const edgercnn::RpnProposals* op, const float* im
     const Plan plan = makePlan(*op);
     Workspace workspace;
     divideWorkspace(plan, memory, workspace);
-    return op->type == kFloat16 ? launchSized<Half>(*op, plan, tensors, workspace, stream)
-                                : launchSized<float>(*op, plan, tensors, workspace, stream);
+    return op->type == kFloat16 ? launchAll<Half>(*op, plan, tensors, workspace, stream)
+                                : launchAll<float>(*op, plan, tensors, workspace, stream);
 }

@@ -1,10 +1,12 @@
-// RpnProposals, first kernel: the best logits of every chunk of every level, as keys.
+// RpnProposals, first kernel: what a large level hands on to be ranked.
 //
-// B images, L levels, A anchors per cell; an anchor's index is (y W + x) A + a.
+// B images, L levels, A anchors per cell, N candidates of a level; an anchor's index is (y W + x) A + a.
 //
-// A chunk is a run of cells with all their anchors, at most 8192 logits: many blocks for a large level, and not too
-// many keys for the next kernel. Logits are read once, in the order of memory, into shared memory in the order of their
-// indices; so ties fall alike in all layouts.
+// Large is a level whose logits do not fit the registers of the next kernel's block. A chunk of it is a run of cells
+// with all their anchors, at most 8192 logits: a block each. All blocks of a level look at the same sample of its
+// logits, which tells a bound that N logits of the level reach, almost for certain, and not many more. Those of the own
+// chunk that do are handed on: from all chunks together one to four times N. If they are fewer than N, the next kernel
+// finds out; if they are more than a chunk's room, N at least, an exact selection leaves the best of them.
 #pragma once
 
 #include "rpn_proposals/plan.h"
@@ -15,51 +17,124 @@ namespace edgercnn::rpn_proposals {
 template <typename T>
 struct Map {
     const T* data;
-    size_t channel, cell_step;
+    unsigned channel, cell_step;  // elements from one to the next
 
-    DEVICE float operator()(int c, int cell) const { return to_float(data[c * channel + cell * cell_step]); }
+    DEVICE T raw(unsigned c, unsigned cell) const {
+        return data[static_cast<size_t>(c) * channel + static_cast<size_t>(cell) * cell_step];
+    }
+    DEVICE float operator()(unsigned c, unsigned cell) const { return to_float(raw(c, cell)); }
 };
 
 template <typename T>
 DEVICE Map<T> mapOf(const void* data, const Plan& plan, const Level& level, int image, int channels, int pitch) {
-    const size_t step = plan.channels_last ? pitch : 1, channel = plan.channels_last ? 1 : level.cells;
+    const unsigned step = plan.channels_last ? pitch : 1, channel = plan.channels_last ? 1 : level.cells;
     const size_t size = static_cast<size_t>(level.cells) * (plan.channels_last ? pitch : channels);
     return {static_cast<const T*>(data) + image * size, channel, step};
 }
 
+template <typename T>
+DEVICE Map<T> objectnessOf(const LevelPointers& maps, const Plan& plan, int index, int image) {
+    return mapOf<T>(maps.of[index], plan, plan.level[index], image, plan.anchors, plan.objectness_pitch);
+}
+
+// Logit and key of any anchor of a level, by its index.
+template <typename T>
+struct Logits {
+    Map<T> map;
+    unsigned anchors;
+
+    DEVICE float operator()(unsigned index) const {
+        const unsigned cell = index / anchors;
+        return map(index - cell * anchors, cell);
+    }
+    DEVICE RankKey key(unsigned index) const { return rankKey((*this)(index), index); }
+};
+
+struct Anchor {
+    unsigned a, cell;
+};
+
+// Logits of a run of cells, at most 8192, numbered in the order of memory: neighbouring lanes read neighbours.
+template <typename T>
+struct Run {
+    Map<T> map;
+    unsigned first_cell, anchors, size;
+    bool channels_last;
+    unsigned length;  // logits that lie together in memory
+    unsigned scale;   // i / length = i * scale >> 31, exact up to 8192
+
+    DEVICE Run(const Map<T>& map, unsigned first_cell, unsigned cells, const Plan& plan)
+        : map(map), first_cell(first_cell), anchors(plan.anchors), size(cells * anchors),
+          channels_last(plan.channels_last), length(channels_last ? anchors : cells), scale((1u << 31) / length + 1) {}
+
+    DEVICE Anchor anchor(unsigned i) const {
+        const unsigned quotient = static_cast<unsigned>(static_cast<unsigned long long>(i) * scale >> 31);
+        const unsigned rest = i - quotient * length;
+        return {channels_last ? rest : quotient, first_cell + (channels_last ? quotient : rest)};
+    }
+    DEVICE T raw(unsigned i) const {
+        const Anchor place = anchor(i);
+        return map.raw(place.a, place.cell);
+    }
+    DEVICE unsigned index(unsigned i) const {
+        const Anchor place = anchor(i);
+        return place.cell * anchors + place.a;
+    }
+};
+
 constexpr int kSelectThreads = 512;
+constexpr int kOwnLogits = kChunkLogits / kSelectThreads;      // of a thread
+constexpr int kSampledLogits = kSampleSize / kSelectThreads;  // by a thread
 
 struct SelectShared {
-    unsigned logits[kChunkLogits];  // the upper halves of the keys, by index
+    RankKey sample[kSampleSize];
     SelectScratch scratch;
     unsigned counter;
 };
 
-// Logits of `cells` cells from `first_cell` on to shared memory, neighbouring lanes reading neighbouring addresses.
-// Threads beyond the last logit take it, too: with a condition nvcc would let each read wait for the one before.
+// Number `i` of a level's sample: a cell in each part of the map, at a place in it that varies, and an anchor that
+// varies, lest the sample have only one column of the map, or one anchor. Both go by multiples of irrational numbers,
+// which spread evenly.
+DEVICE Anchor sampledAnchor(unsigned i, unsigned cells, unsigned anchors) {
+    const unsigned place = (i << 16) + (i * 49471u & 0xffffu);  // of 2^27
+    const unsigned cell = static_cast<unsigned>(static_cast<unsigned long long>(cells) * place / kSampleSize >> 16);
+    return {(i * 37345u & 0xffffu) * anchors >> 16, cell};
+}
+
+// The keys of the thread's logits that reach `bound` to the chunk's, in no certain order.
 template <typename T>
-DEVICE void stageLogits(const Map<T>& map, int first_cell, int cells, const Plan& plan, unsigned* staged) {
-    constexpr int kAtOnce = 8;  // reads of a thread that are under way together
-    const int size = cells * plan.anchors;
-    const unsigned run = plan.channels_last ? plan.anchors : cells;  // elements that lie together in memory
-    const unsigned long long scale = 1ull + 0xffffffffu / run;       // i / run = i * scale >> 32, exact below 2^16
-    for (int base = 0; base < size; base += kAtOnce * kSelectThreads) {
-        float values[kAtOnce];
-        int places[kAtOnce];
+DEVICE void handOn(const Run<T>& run, const float (&logits)[kOwnLogits], RankKey bound, RankKey* keys, int room,
+                   unsigned* counter) {
+    const int lane = threadIdx.x % kWarpSize;
+    const float least = keyScore(bound);
+    const auto key_at = [&](int k) -> RankKey {
+        const int i = k * kSelectThreads + static_cast<int>(threadIdx.x);
+        return i < static_cast<int>(run.size) ? rankKey(logits[k], run.index(i)) : kNoCandidate;
+    };
+    unsigned own = 0, takes = 0;
 #pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-            const unsigned i = min(base + k * kSelectThreads + static_cast<int>(threadIdx.x), size - 1);
-            const unsigned quotient = static_cast<unsigned>(i * scale >> 32), rest = i - quotient * run;
-            const int cell = plan.channels_last ? quotient : rest, a = plan.channels_last ? rest : quotient;
-            places[k] = cell * plan.anchors + a;
-            values[k] = map(a, first_cell + cell);
-        }
+    for (int k = 0; k < kOwnLogits; ++k) {
+        if (logits[k] < least || key_at(k) < bound) continue;  // few pass the first test
+        takes |= 1u << k;
+        ++own;
+    }
+    unsigned inclusive = own;
+    for (int offset = 1; offset < kWarpSize; offset *= 2) {
+        const unsigned below = __shfl_up_sync(kFullMask, inclusive, offset);
+        if (lane >= offset) inclusive += below;
+    }
+    unsigned start = 0;
+    if (lane == kWarpSize - 1 && inclusive > 0) start = atomicAdd(counter, inclusive);
+    int place = __shfl_sync(kFullMask, start, kWarpSize - 1) + inclusive - own;
 #pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) staged[places[k]] = static_cast<unsigned>(rankKey(values[k], 0) >> 32);
+    for (int k = 0; k < kOwnLogits; ++k) {
+        if (!(takes >> k & 1)) continue;
+        if (place < room) keys[place] = key_at(k);
+        ++place;
     }
 }
 
-// The best min(pre_nms_top_n, all) keys of one chunk of cells, [chunks of all levels, B] in grid.x.
+// The keys that each chunk hands on, [chunks of all levels, B] in grid.x.
 template <typename T>
 __global__ void __launch_bounds__(kSelectThreads)
     selectInChunks(GRID_CONSTANT(Plan) plan, GRID_CONSTANT(LevelPointers) objectness, Workspace workspace) {
@@ -68,29 +143,49 @@ __global__ void __launch_bounds__(kSelectThreads)
     int index = plan.levels - 1;
     while (chunk_of_image < plan.level[index].first_chunk) --index;
     const Level& level = plan.level[index];
-    if (chunk_of_image == 0 && threadIdx.x == 0) workspace.done[image] = 0;
+    const int chunk = chunk_of_image - level.first_chunk, first_cell = chunk * level.chunk_cells;
+    const Map<T> map = objectnessOf<T>(objectness, plan, index, image);
+    const Run<T> run(map, first_cell, min(level.chunk_cells, level.cells - first_cell), plan);
+    const Logits<T> all = {map, static_cast<unsigned>(plan.anchors)};
 
-    const int chunk = chunk_of_image - level.first_chunk;
-    const int first_cell = chunk * level.chunk_cells, cells = min(level.chunk_cells, level.cells - first_cell);
-    const Map<T> map = mapOf<T>(objectness.of[index], plan, level, image, plan.anchors, plan.objectness_pitch);
-    stageLogits(map, first_cell, cells, plan, shared.logits);
-    __syncthreads();
+    // All reads at once, before anything is made of what they bring. Threads beyond the last logit take it, too: with a
+    // condition nvcc would let each read wait for the one before.
+    const int tid = threadIdx.x, last = static_cast<int>(run.size) - 1;
+    T sampled[kSampledLogits], raw[kOwnLogits];
+#pragma unroll
+    for (int k = 0; k < kOwnLogits; ++k) raw[k] = run.raw(min(k * kSelectThreads + tid, last));
+#pragma unroll
+    for (int k = 0; k < kSampledLogits; ++k) {
+        const Anchor place = sampledAnchor(k * kSelectThreads + tid, level.cells, plan.anchors);
+        sampled[k] = map.raw(place.a, place.cell);
+    }
+    if (tid == 0) shared.counter = 0;
+#pragma unroll
+    for (int k = 0; k < kSampledLogits; ++k) {  // the selection lets each thread read what it wrote itself
+        const int i = k * kSelectThreads + tid;
+        const Anchor place = sampledAnchor(i, level.cells, plan.anchors);
+        shared.sample[i] = rankKey(to_float(sampled[k]), place.cell * plan.anchors + place.a);
+    }
+    const RankKey bound = blockSelect<kSelectThreads>([&](int i) { return shared.sample[i]; }, kSampleSize,
+                                                      level.sample_rank, shared.scratch, level.sample_rank / 4);
 
-    const unsigned first_index = static_cast<unsigned>(first_cell) * plan.anchors;
-    const auto key_at = [&](int i) -> RankKey {
-        const RankKey upper = shared.logits[i];
-        return upper == 0 ? kNoCandidate : upper << 32 | static_cast<unsigned>(~(first_index + i));
-    };
-    const int size = cells * plan.anchors, wanted = min(plan.pre_nms_top_n, size);
     const size_t first_key = level.first_key + static_cast<size_t>(chunk) * level.chunk_keys;
     RankKey* keys = workspace.keys + image * plan.keys + first_key;
-    if (wanted == size) {
-        for (int i = threadIdx.x; i < size; i += kSelectThreads) keys[i] = key_at(i);
-        return;
+    float own[kOwnLogits];
+#pragma unroll
+    for (int k = 0; k < kOwnLogits; ++k) own[k] = to_float(raw[k]);
+    handOn(run, own, bound, keys, level.chunk_keys, &shared.counter);
+    __syncthreads();
+    int found = shared.counter;
+    if (found > level.chunk_keys) {
+        const unsigned first_index = static_cast<unsigned>(first_cell) * plan.anchors;
+        const auto key_at = [&](int i) { return all.key(first_index + i); };
+        const RankKey least = blockSelect<kSelectThreads>(key_at, run.size, level.chunk_keys, shared.scratch);
+        found = blockCollect<kSelectThreads>(key_at, run.size, least, keys, level.chunk_keys, &shared.counter);
     }
-    const RankKey least = blockSelect<kSelectThreads>(key_at, size, wanted, shared.scratch);
-    const int found = blockCollect<kSelectThreads>(key_at, size, least, keys, wanted, &shared.counter);
-    for (int i = found + threadIdx.x; i < wanted; i += kSelectThreads) keys[i] = kNoCandidate;
+    for (int i = found + tid; i < level.chunk_keys; i += kSelectThreads) keys[i] = kNoCandidate;
+    if (tid == 0) workspace.key_counts[image * plan.chunks + chunk_of_image] = found;
+    if (tid == 0 && chunk == 0) workspace.bounds[image * plan.levels + index] = bound;
 }
 
 }  // namespace edgercnn::rpn_proposals

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from plugins.pyramid_roi_align.torch_op import pool_level
 from runtime.backends.nvidia import gpu_count
 from runtime.detector import Detector
+from tests.plugins.test_repeatable_roi_align import gradients, rois_everywhere
 from tests.training.test_folded_norms import outputs_and_gradients, with_statistics
 from tests.training.test_trainer import CountingSamples, make_trainer
 from training.backend import TorchBackend
@@ -31,7 +33,7 @@ def test_torch_on_the_gpu_detects_what_it_detects_on_the_cpu(demo, frames, check
 
 def test_mixed_precision_training_learns(tmp_path):
     trainer = make_trainer(
-        tmp_path, CountingSamples(4), epochs=12, batch_size=4, schedule="multistep", device=torch.device("cuda")
+        tmp_path, CountingSamples(4), epochs=20, batch_size=4, schedule="multistep", device=torch.device("cuda")
     )
     assert trainer.take_step.scaler.is_enabled()
     trainer.fit()
@@ -65,3 +67,35 @@ def test_folded_norms_of_mixed_precision_give_the_gradients_of_float32():
         found = outputs_and_gradients(network, images)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 0.05 * other.norm()
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("ratio", [2, -1])
+def test_roi_align_has_the_same_gradient_every_time_where_it_must(ratio, deterministic):
+    rois = rois_everywhere(2000, 400.0).cuda()
+    weights = torch.randn(2000, 64, 7, 7, device="cuda")
+    feature = torch.randn(2, 64, 100, 120, device="cuda")
+    rule = (7, 0.25, ratio, False)
+    one, other = (gradients(lambda *inputs: pool_level(*inputs, *rule), feature, rois, weights) for _ in range(2))
+    assert torch.equal(one[1], other[1])
+    torch.use_deterministic_algorithms(False)
+    usual = gradients(lambda *inputs: pool_level(*inputs, *rule), feature, rois, weights)
+    torch.testing.assert_close(one[0], usual[0])
+    torch.testing.assert_close(one[1], usual[1], rtol=1e-3, atol=1e-2)
+
+
+def test_deterministic_training_gives_the_same_weights(tmp_path, deterministic):
+    runs = []
+    for name in ("one", "other"):
+        trainer = make_trainer(
+            tmp_path / name, CountingSamples(8), epochs=2, deterministic=True, device=torch.device("cuda")
+        )
+        trainer.fit()
+        runs.append(trainer.model.state_dict())
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())

@@ -36,11 +36,12 @@ EDGES: dict[str, dict[str, Any]] = {
 
 # arguments of crowd; `body`: whether the ONNX body runs, too
 CROWDS: dict[str, dict[str, Any]] = {
-    "chunks": {"sizes": ((70, 160), (9, 30)), "pre_nms_top_n": 300},  # 5 chunks: the bound comes from a sample
+    "chunks": {"sizes": ((70, 160), (9, 30)), "pre_nms_top_n": 300},  # 5 chunks
     "chunks, few candidates": {"sizes": ((70, 160), (35, 80)), "pre_nms_top_n": 100, "batch": 2},
     "chunks, equal logits": {"sizes": ((70, 160),), "pre_nms_top_n": 300, "logits": "equal"},
     "chunks, float16": {"sizes": ((70, 160),), "pre_nms_top_n": 300, "dtype": torch.float16, "logits": "few"},
     "chunks of 15 anchors": {"sizes": ((40, 60),), "anchors": 15, "pre_nms_top_n": 700},
+    "no chunks, equal logits": {"sizes": ((50, 54),), "logits": "equal"},  # one bucket, larger than shared memory
     "more than half of shared memory": {"sizes": ((70, 160),), "pre_nms_top_n": 2500},
     "sort beyond shared memory": {"sizes": ((70, 80),), "pre_nms_top_n": 4200},
     "sort all of two chunks": {"sizes": ((80, 60),), "pre_nms_top_n": 8300, "place": "apart"},

@@ -120,24 +120,87 @@ def test_none_suppressed_leaves_all(runs):
     assert run_kernels(runs, crowd(1, place="apart", post_nms_top_n=2000))[1].tolist() == [1050]
 
 
-def test_more_keys_than_the_sample_can_bound(kernels):
-    """100 chunks with 256 keys each: a sample of 256 cannot tell a bound that leaves fewer than 2048."""
-    arguments = crowd(2, sizes=((500, 546),), pre_nms_top_n=256)
-    check_all_faces([(kernels, "nchw")], arguments, body=False, slow_reference=False)
+def sampled_indices(cells, anchors):
+    """What select.h looks at to bound the candidates of a level."""
+    number = np.arange(2048)
+    cell = (number * 65536 + number * 49471 % 65536) * cells // 2048 >> 16
+    return cell * anchors + (number * 37345 % 65536 * anchors >> 16)
+
+
+def by_index(level):
+    """A view of a map [1, A, H, W] in the order of anchor indices, (y W + x) A + a."""
+    return level.permute(0, 2, 3, 1).reshape(-1)
 
 
 def test_a_sample_that_misleads(kernels):
-    """20 chunks hand on 256 keys each, and every 20th is sampled: exactly the best 256. The bound that 512 keys should
-    reach is then reached by 32. (Where threads take turns in order, a chunk's keys keep the order of its cells.)"""
-    arguments = crowd(3, sizes=((20, 8192),), anchors=1, pre_nms_top_n=256, place="apart")
-    logits = torch.linspace(-1, -2, 20 * 8192).reshape(20, 8192)
-    logits[:, :256] += 2
-    sampled = (torch.arange(20)[:, None] * 256 + torch.arange(256)) % 20 == 0
-    logits[:, :256] += 2 * sampled
-    arguments["objectness"] = [logits.reshape(1, 1, 20, 8192)]
-    arguments["im_info"][:, 1] = 50000.0
-    _, num_rois = check_all_faces([(kernels, "nchw")], arguments, body=False, slow_reference=False)
-    assert num_rois.tolist() == [256]
+    """It has the level's best logits, 2048 of them, and so tells a bound that 70 of 700 wanted reach."""
+    for pre_nms_top_n in (250, 700):
+        arguments = crowd(3, sizes=((100, 160),), pre_nms_top_n=pre_nms_top_n, place="apart")
+        logits = by_index(arguments["objectness"][0])
+        logits[sampled_indices(100 * 160, 3)] += 10
+        arguments["objectness"] = [logits.reshape(1, 100, 160, 3).permute(0, 3, 1, 2).contiguous()]
+        check_all_faces([(kernels, "nchw")], arguments, body=False, slow_reference=False)
+
+
+@pytest.mark.parametrize("pre_nms_top_n", [200, 700])
+def test_the_best_of_a_level_in_one_chunk(runs, pre_nms_top_n):
+    """More of them reach the bound than the chunk has room for."""
+    arguments = crowd(2, sizes=((100, 160),), pre_nms_top_n=pre_nms_top_n, place="apart")
+    arguments["objectness"] = [torch.linspace(-3, 3, 48000).reshape(1, 100, 160, 3).permute(0, 3, 1, 2).contiguous()]
+    check_all_faces(runs, arguments, body=False, slow_reference=False)
+
+
+def test_more_keys_than_registers_hold(kernels):
+    """About 12,000 keys are handed on to a block that holds 8192."""
+    arguments = crowd(2, sizes=((400, 500),), pre_nms_top_n=4000, place="apart")
+    arguments["im_info"][:, 0] = 8000.0
+    check_all_faces([(kernels, "nchw")], arguments, body=False, slow_reference=False)
+
+
+def test_more_chunks_than_threads(kernels):
+    """259 chunks hand on to a block of 256 threads; the best are in the last ones."""
+    arguments = crowd(2, sizes=((840, 840),), pre_nms_top_n=100)
+    arguments["objectness"][0][:, :, -8:] += 10
+    arguments["im_info"][:, 0] = 5000.0
+    check_all_faces([(kernels, "nchw")], arguments, body=False, slow_reference=False)
+
+
+@pytest.mark.parametrize("outlier", [1e30, -1e30, math.inf, -math.inf])
+@pytest.mark.parametrize("sizes", [((20, 30),), ((70, 160),)])
+def test_one_logit_far_from_all_others(runs, sizes, outlier):
+    """It leaves all others to one bucket of the sort."""
+    arguments = crowd(2, sizes=sizes, pre_nms_top_n=600)
+    arguments["objectness"][0][0, 1, 7, 9] = outlier
+    check_all_faces(runs, arguments, body=False, slow_reference=False)
+
+
+# --- the threshold of NMS
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-71])  # areas that floats have, and areas of which they lose bits
+def test_iou_is_compared_as_if_divided(kernels, scale):
+    """Pairs of boxes, and thresholds one float below, at and above the IoU of each."""
+    pairs, rng = 60, np.random.default_rng(0)
+    arguments = crowd(0, batch=pairs, sizes=((1, 1),), anchors=2, min_size=0.0)
+    base_anchors = [100.0, 100.0, 164.0, 140.0, 110.0, 104.0, 180.0, 149.0]
+    arguments["base_anchors"] = [scale * side for side in base_anchors]
+    arguments["bbox_deltas"] = [torch.from_numpy(rng.normal(0, 0.2, (pairs, 8, 1, 1)).astype(np.float32))]
+    arguments["objectness"] = [torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).repeat(pairs, 1, 1, 1)]
+    boxes = run_kernels([(kernels, "nchw")], {**arguments, "nms_threshold": 1.0})[0][:, :2]
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = boxes.transpose(1, 2, 0)
+    width, height = (
+        np.minimum(right, right2) - np.maximum(left, left2),
+        np.minimum(bottom, bottom2) - np.maximum(top, top2),
+    )
+    union = (right - left) * (bottom - top) + (right2 - left2) * (bottom2 - top2) - width * height
+    iou = width * height / union
+    assert iou.dtype == np.float32
+    assert (width > 0).all()
+    assert (height > 0).all()
+    for limit in iou:
+        for threshold in (np.nextafter(limit, np.float32(0)), limit, np.nextafter(limit, np.float32(1))):
+            _, num_rois = run_kernels([(kernels, "nchw")], {**arguments, "nms_threshold": float(threshold)})
+            np.testing.assert_array_equal(num_rois, np.where(iou > threshold, 1, 2))
 
 
 # --- generated inputs

@@ -125,6 +125,8 @@ def test_sanitizers_find_nothing(kernels, sanitized_kernels_path, tmp_path):
         (rpn_case(0, dtype=torch.float16), "nchw"),
         (rpn_case(0, batch=1, sizes=((1, 1),), anchors=1), "nhwc16"),
         (crowd(0, **CROWDS["chunks"]), "nhwc"),
+        (crowd(0, **CROWDS["no chunks, equal logits"]), "nchw"),
+        (crowd(0, **CROWDS["every second tile suppressed, 40 tiles"]), "nchw"),
         (crowd(0, **CROWDS["sort beyond shared memory"]), "nchw"),
     ]
     calls = [(in_numpy(case), {"layout": layout}) for case, layout in cases]

@@ -11,7 +11,8 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 
 from tests.training.box_cases import boxes_of, iou, whole_boxes
-from training.matching import Targets, match, sample_labels, usable_targets
+from training import matching
+from training.matching import Targets, match, on_ignored, sample_labels, usable_targets
 from training.rpn_losses import label_anchors
 from training.settings import TrainSettings
 
@@ -194,3 +195,40 @@ def test_unusable_boxes_are_left_out():
         assert torch.equal(target.boxes, good.boxes)
         assert torch.equal(target.labels, good.labels)
     assert usable_targets([]) == []
+
+
+def padded(parts: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+
+def test_iou_is_torchvisions_to_the_bit_for_each_image_of_a_batch():
+    boxes = torch.stack([random_boxes(7, seed) for seed in range(3)])
+    others = torch.stack([random_boxes(50, seed) for seed in range(3, 6)])
+    found = matching.box_iou(boxes, others)
+    assert found.shape == (3, 7, 50)
+    for image in range(3):
+        assert torch.equal(found[image], box_iou(boxes[image], others[image]))
+        assert torch.equal(matching.box_iou(boxes[image], others[image]), found[image])
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+@pytest.mark.parametrize("counts", [(3, 0, 8, 1), (0, 0)])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_a_padded_batch_is_matched_image_by_image(keep_best, counts, floor):
+    boxes = [random_boxes(80 - 10 * image, image) for image in range(len(counts))]
+    targets = [random_boxes(count, 10 + image) for image, count in enumerate(counts)]
+    ignored = [random_boxes(2 * image, 20 + image) for image in range(len(counts))]
+    labels = [torch.arange(1, count + 1) for count in counts]
+    rule = {"keep_best": keep_best, "background_floor": floor}
+    batch = match(
+        padded(targets), padded(boxes), 0.5, 0.3, **rule,
+        taking_part=padded([torch.ones(len(part), dtype=torch.bool) for part in boxes]),
+        never_background=on_ignored(padded(boxes), padded(ignored), 0.4),
+    )  # fmt: skip
+    of_batch = batch.labels(padded(labels)), batch.boxes(padded(targets))
+    for image, own in enumerate(boxes):
+        single = match(targets[image], own, 0.5, 0.3, **rule, never_background=on_ignored(own, ignored[image], 0.4))
+        foreground = single.is_foreground
+        assert torch.equal(of_batch[0][image, : len(own)], single.labels(labels[image]))
+        assert (of_batch[0][image, len(own) :] == -1).all()  # padding trains nothing
+        assert torch.equal(of_batch[1][image, : len(own)][foreground], single.boxes(targets[image])[foreground])

@@ -21,7 +21,7 @@ from training.tasks import JointTask
 from training.trainer import Trainer
 from training.validation import validate
 
-PICTURES, SEED, STEPS = 8, 11, 120
+PICTURES, SEED, STEPS = 8, 11, 160
 SMALL = {"min_size": 144, "max_size": 192}
 FEW = {"rpn_pre_nms_top_n": 200, "rpn_post_nms_top_n": 100, "rpn_batch_per_image": 128, "box_batch_per_image": 64}
 # FPN and RoI Align by torchvision's rules; one level, RoI max pooling and two fully connected layers by the paper's,
