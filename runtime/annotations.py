@@ -74,6 +74,11 @@ def is_annotated(path: Path, usual_split: str | None = None) -> bool:
     return has_yolo_files(path) or (is_yolo(path) and (path / "images").is_dir())
 
 
+def annotated_parts(path: Path) -> list[str]:
+    """The folders in `path` that are COCO data sets of their own, by name."""
+    return sorted(folder.name for folder in path.iterdir() if folder.is_dir() and _coco_file(folder, None) is not None)
+
+
 def chosen_split(path: Path, split: str | None, usual_split: str | None) -> str | None:
     """`split`, or where none was named the usual one, if the data declares it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,10 +45,17 @@ def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None 
     except OSError as error:
         if debug or error.errno != errno.ENAMETOOLONG:
             raise
-        path = str(error.filename)
-        shown = f"{path[:SHOWN]}..."
-        print(f"error: the path {shown!r} is too long ({len(path)} characters): give a shorter one.", file=sys.stderr)
+        print(f"error: {_too_long(error)}: give a shorter one.", file=sys.stderr)
         return UserError.exit_code
+
+
+def _too_long(error: OSError) -> str:
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names:
+        return "a path is too long"
+    path = max(names, key=len)
+    shown = path if len(path) <= SHOWN else f"{path[:SHOWN]}..."
+    return f"the path {shown!r} is too long ({len(path)} characters)"
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.annotations import is_annotated
+from runtime.annotations import annotated_parts, is_annotated
 from runtime.errors import SourceError, UserError
 from runtime.images import SUFFIXES
 
@@ -29,7 +29,7 @@ def plain_images(
 
     Raises:
         SourceError: `data` is not there, a file in no format that is known, or a folder without images.
-        UserError: `images` came with a plain folder.
+        UserError: `images` came with a plain folder, or it is one of data sets, whose splits would be mixed.
         AnnotationError: a data.yaml cannot be read.
     """
     if split is not None or is_annotated(data, usual_split):
@@ -42,6 +42,8 @@ def plain_images(
             f"{data} is a plain folder of images, without annotations, so an image folder ({images}) beside it means "
             "nothing: omit it."
         )
+    if below and (parts := annotated_parts(data)):
+        raise UserError(f"{data} has annotations in {', '.join(parts)}: name one of them by --split.")
     found = data.rglob("*") if below else data.iterdir()
     named = [path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     files = sorted((path for path in named if path.is_file()), key=lambda path: path.relative_to(data).as_posix())

@@ -42,8 +42,9 @@ def is_yolo(path: Path) -> bool:
 
 
 def has_yolo_files(path: Path) -> bool:
-    """Whether there is what only YOLO data sets have: a data.yaml, or label files in a folder of their own."""
-    return yaml_file(path) is not None or any(path.glob("labels")) or any(path.glob("*/labels"))
+    """Whether there is what only YOLO data sets have: a data.yaml, or the folders `images` and `labels` together."""
+    labels = [*path.glob("labels"), *path.glob("*/labels")]
+    return yaml_file(path) is not None or any((folder.parent / "images").is_dir() for folder in labels)
 
 
 def yolo_images(path: Path, split: str | None, findings: Findings) -> YoloImages:

@@ -123,12 +123,13 @@ def on_ignored(boxes: Tensor, ignored: Tensor, overlap: float | None) -> Tensor 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of each of `boxes` [..., M, 4] and each of `others` [..., N, 4]: [..., M, N].
 
-    As torchvision's, to the bit, and for batches; NaN where neither box has an area.
+    As torchvision's, to the bit, and for batches; 0 instead of NaN where neither box has an area.
     """
     sides, other_sides = boxes[..., 2:] - boxes[..., :2], others[..., 2:] - others[..., :2]
     area, other_area = sides[..., 0] * sides[..., 1], other_sides[..., 0] * other_sides[..., 1]
     common = _common_area(boxes, others)
-    return common / (area[..., None] + other_area[..., None, :] - common)
+    union = area[..., None] + other_area[..., None, :] - common
+    return common / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def _common_area(boxes: Tensor, others: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from training.losses import Targets
 from training.models.detectors import FasterRcnn
 from training.models.folded_norms import FoldedNorms
 from training.numerics import autocast_type
-from training.schedule import TrainOptions
+from training.schedule import TrainOptions, begin_momentum
 from training.tasks import Task
 
 Measured = tuple[tuple[str, ...], Tensor]  # names, and float32 [N] on the device: the losses, the gradient's norm
@@ -41,6 +41,7 @@ class OptimizerStep:
         self.optimizer = optimizer
         self.options = options
         self.device = device
+        begin_momentum(optimizer)
         self.learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         clipped = [group["params"] for group in optimizer.param_groups if group.get("clipped", True)]
         self.clipped = [parameter for parameters in clipped for parameter in parameters]

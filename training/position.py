@@ -12,7 +12,7 @@ from torch import Tensor
 from runtime.errors import ArtifactError, UserError
 from runtime.spec import DetectorSpec
 from training.checkpoint import read_checkpoint
-from training.schedule import TrainOptions
+from training.schedule import TrainOptions, begin_momentum
 
 
 def read_position(path: Path, spec: DetectorSpec) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
@@ -90,3 +90,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         {**options, "params": group["params"]} for group, options in zip(state["param_groups"], asked, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    begin_momentum(optimizer)  # of a run that had none

@@ -79,21 +79,21 @@ def build_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Opti
     ]
     fused = all(parameter.is_cuda for parameter in trained)  # one kernel instead of hundreds
     if options.optimizer == "sgd":
-        return _with_momentum(torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, fused=fused))
+        return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=fused)
 
 
-def _with_momentum(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Let momentum begin at zero, from which the first step makes the same as PyTorch's does from none.
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let the momentum of an SGD begin at zero where it has none, from which the first step makes what PyTorch's does.
 
     The fused SGD of PyTorch 2.11 takes uninitialised memory for it, and leaves that as it is where GradScaler skips the
     first step, as float16's first steps often are: the weights become NaN a step later.
     """
     for group in optimizer.param_groups:
-        if group["momentum"]:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        for parameter in group["params"] if group.get("momentum") else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate_at(step: int, total_steps: int, options: TrainOptions) -> float:

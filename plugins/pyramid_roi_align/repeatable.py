@@ -53,8 +53,9 @@ def feature_gradient(
     sides = rois[:, 3:5] * scale - (0.5 if aligned else 0.0) - begins
     sides = sides if aligned else sides.clamp(min=1.0)
     wanted = torch.full_like(sides, ratio) if ratio > 0 else torch.ceil(sides / bins)
+    most = ratio if ratio > 0 else max(1, int(wanted.max()))  # waits for the GPU
     columns, rows = (
-        _cells_of_samples(begins[:, axis], sides[:, axis] / bins, wanted[:, axis], bins, (width, height)[axis])
+        _cells_of_samples(begins[:, axis], sides[:, axis] / bins, wanted[:, axis], most, bins, (width, height)[axis])
         for axis in (0, 1)
     )
     first_cell = rois[:, 0].to(torch.int64) * (height * width)
@@ -70,15 +71,17 @@ def feature_gradient(
     return result.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _cells_of_samples(begin: Tensor, bin_side: Tensor, wanted: Tensor, bins: int, cells: int) -> tuple[Tensor, Tensor]:
+def _cells_of_samples(
+    begin: Tensor, bin_side: Tensor, wanted: Tensor, most: int, bins: int, cells: int
+) -> tuple[Tensor, Tensor]:
     """Along one axis, the two cells that each sample of each bin lies between, and their weights, both [N, P, 2S].
 
     Args:
         begin, bin_side: [N], of the rois, feature px.
-        wanted: [N], samples per bin; weights beyond are 0, as are those of samples more than 1 px out of the map.
+        wanted: [N], samples per bin, at most `most`; weights beyond are 0, as are those of samples over 1 px out of
+            the map.
         cells: of the map along this axis.
     """
-    most = max(1, int(wanted.max()))
     number = torch.arange(bins, device=begin.device)[:, None]
     sample = torch.arange(most, device=begin.device)
     corner = begin[:, None, None] + number * bin_side[:, None, None]

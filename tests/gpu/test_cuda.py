@@ -16,7 +16,7 @@ from training.checkpoint import load_checkpoint
 from training.models.backbones import build_backbone
 from training.models.folded_norms import FoldedNorms
 from training.models.specs import spec_for
-from training.schedule import TrainOptions, build_optimizer
+from training.schedule import TrainOptions, begin_momentum, build_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,6 +44,7 @@ def test_mixed_precision_training_learns(tmp_path):
 def test_skipped_steps_leave_weights_and_momentum_alone():
     layer = torch.nn.Linear(3, 2).cuda()
     optimizer = build_optimizer(layer, TrainOptions(optimizer="sgd", learning_rate=0.1, weight_decay=0.0))
+    begin_momentum(optimizer)
     scaler = torch.amp.GradScaler("cuda")
     before = layer.weight.detach().clone()
     for scale in (1e38, 1.0, 1e38):  # the first and the last overflow

@@ -53,6 +53,19 @@ def test_the_sentence_shows_where_the_path_begins(capsys):
         run_command(failing(too_long), ["--debug"])
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("short", None, "y" * 300), f"the path '{'y' * 60}...' is too long (300 characters)"),
+        ((b"z" * 40,), f"the path '{'z' * 40}' is too long (40 characters)"),
+        ((), "a path is too long"),
+    ],
+)
+def test_the_longest_path_is_the_one_that_is_too_long(names, said, capsys):
+    assert run_command(failing(OSError(errno.ENAMETOOLONG, "File name too long", *names)), []) == 2
+    assert capsys.readouterr().err == f"error: {said}: give a shorter one.\n"
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken", "disk"), ValueError("embedded null byte")])
 def test_other_errors_are_bugs_and_stay_visible(error):
     with pytest.raises(type(error)):

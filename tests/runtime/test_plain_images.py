@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.annotations import read_annotations
 from runtime.errors import EdgeRcnnError, SourceError, UserError
 from runtime.evaluation_data import check_data_options
 from runtime.plain_images import plain_images
@@ -45,6 +46,16 @@ def test_class_names_beside_images_do_not_make_a_data_set(tmp_path):
     assert names_of(folder) == ["a.png", "b.png"]
     (folder / "images").mkdir()
     assert names_of(folder) is None
+
+
+def test_a_folder_called_labels_does_not_make_a_data_set_of_photos(tmp_path):
+    folder = plain(tmp_path / "photos")
+    (folder / "labels").mkdir()
+    (folder / "more" / "labels").mkdir()
+    assert names_of(folder) == ["a.png", "b.png"]
+    (folder / "more" / "images").mkdir()
+    with pytest.raises(EdgeRcnnError, match="came without a split"):
+        read_annotations(folder)
 
 
 def coco_parts(folder: Path) -> Path:
@@ -86,9 +97,9 @@ def test_annotated_data_are_no_plain_folder(tmp_path, name):
     assert plain_images(data, tmp_path, "train") is None
 
 
-def refused(error: type[EdgeRcnnError], data: Path, *more) -> str:
+def refused(error: type[EdgeRcnnError], data: Path, *more, **options) -> str:
     with pytest.raises(error) as caught:
-        plain_images(data, *more)
+        plain_images(data, *more, **options)
     assert type(caught.value) is error
     return str(caught.value)
 
@@ -101,6 +112,11 @@ def test_what_is_no_data_at_all(tmp_path):
     assert "notes.txt is no folder" in refused(SourceError, folder / "notes.txt")
     assert "has no images" in refused(SourceError, folder / "folder.png")
     assert "omit it" in refused(UserError, folder, tmp_path)
+
+
+def test_data_sets_are_not_mixed_as_pictures(tmp_path):
+    data = coco_parts(tmp_path / "data")
+    assert "has annotations in train, val: name one of them by --split" in refused(UserError, data, below=True)
 
 
 def test_options_belong_to_data(tmp_path):

@@ -292,3 +292,10 @@ def test_bad_arguments_get_one_sentence(data, teacher, tmp_path, arguments, word
         distill.main([*command(data, teacher, tmp_path / "run"), *arguments])
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run" / "best.pt").exists()
+
+
+def test_all_that_learns_has_momentum_from_the_start(tmp_path):
+    trainer = make_trainer(tmp_path, CountingSamples(2), optimizer="sgd")
+    learning = trainer.take_step.learning
+    assert any(parameter is own for own in trainer.task.adapters.parameters() for parameter in learning)
+    assert not any(trainer.optimizer.state[parameter]["momentum_buffer"].any() for parameter in learning)

@@ -102,3 +102,12 @@ def test_maps_keep_the_type_of_mixed_precision():
         found = block(maps.bfloat16())
     assert set(types) == {torch.bfloat16}
     torch.testing.assert_close(found.float(), block(maps), rtol=0.05, atol=0.05)
+
+
+def test_one_module_is_not_folded_twice_at_a_time():
+    block = Bottleneck(8, 2, norm_layer=FrozenBatchNorm2d)
+    outer = FoldedNorms(block)
+    with outer.active():
+        with pytest.raises(AssertionError, match="folded already"), FoldedNorms(block).active():
+            pass
+        assert "forward" in vars(block.conv1)

@@ -232,3 +232,8 @@ def test_a_padded_batch_is_matched_image_by_image(keep_best, counts, floor):
         assert torch.equal(of_batch[0][image, : len(own)], single.labels(labels[image]))
         assert (of_batch[0][image, len(own) :] == -1).all()  # padding trains nothing
         assert torch.equal(of_batch[1][image, : len(own)][foreground], single.boxes(targets[image])[foreground])
+
+
+def test_boxes_without_area_overlap_nothing():
+    flat, box = torch.tensor([[10.0, 10, 10, 40], [0, 0, 0, 0]]), torch.tensor([[0.0, 0, 20, 20]])
+    assert matching.box_iou(torch.cat((flat, box)), flat).tolist() == [[0, 0], [0, 0], [0, 0]]

@@ -12,7 +12,15 @@ from torch import nn
 
 from runtime.errors import UserError
 from training.loader import epoch_batches
-from training.schedule import TrainOptions, add_option_arguments, build_optimizer, learning_rate_at, train_options
+from training.position import load_optimizer
+from training.schedule import (
+    TrainOptions,
+    add_option_arguments,
+    begin_momentum,
+    build_optimizer,
+    learning_rate_at,
+    train_options,
+)
 
 
 @given(st.integers(2, 5000), st.sampled_from(["cosine", "multistep"]))
@@ -92,6 +100,7 @@ def test_momentum_from_zero_makes_the_steps_of_pytorchs_sgd():
     ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
     theirs.load_state_dict(ours.state_dict())
     optimizers = build_optimizer(ours, options), torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    begin_momentum(optimizers[0])
     for _ in range(3):
         inputs = torch.randn(4, 3)
         for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
@@ -106,6 +115,7 @@ def test_a_first_step_that_is_skipped_leaves_momentum_at_zero():
     """A fused SGD that makes its momentum itself takes uninitialised memory, and keeps it when GradScaler skips."""
     layer = nn.Linear(3, 2)
     optimizer = build_optimizer(layer, TrainOptions(optimizer="sgd"))
+    begin_momentum(optimizer)
     for group in optimizer.param_groups:
         group["fused"] = True  # as on a GPU
     optimizer._step_supports_amp_scaling = True
@@ -117,3 +127,20 @@ def test_a_first_step_that_is_skipped_leaves_momentum_at_zero():
     assert torch.equal(layer.weight, before)
     for parameter in layer.parameters():
         assert not optimizer.state[parameter]["momentum_buffer"].any()
+
+
+def test_momentum_begins_at_zero_where_a_loaded_state_has_none():
+    layer = nn.Linear(3, 2)
+    without = build_optimizer(layer, TrainOptions(optimizer="sgd", momentum=0.0))
+    layer(torch.ones(1, 3)).sum().backward()
+    without.step()
+    resumed = build_optimizer(layer, TrainOptions(optimizer="sgd", momentum=0.9))
+    load_optimizer(resumed, without.state_dict())
+    assert all(not resumed.state[parameter]["momentum_buffer"].any() for parameter in layer.parameters())
+    resumed.step()
+    again = build_optimizer(layer, TrainOptions(optimizer="sgd", momentum=0.9))
+    load_optimizer(again, resumed.state_dict())
+    for parameter in layer.parameters():
+        kept = again.state[parameter]["momentum_buffer"]
+        assert kept.any()
+        assert torch.equal(kept, resumed.state[parameter]["momentum_buffer"])

@@ -25,7 +25,7 @@ def read_and_listen(path: Path) -> tuple[np.ndarray, str | None]:
     """What read_image gives, and what the decoder found damaged; None if nothing.
 
     Not every damage can be noticed: without restart markers or progressive scans, a changed byte of a JPEG often makes
-    another valid code, and BMP and WebP have no check of their data at all.
+    another valid code, and BMP and WebP have no check of their data at all. For one thread of a process at a time.
 
     Raises:
         SourceError: as read_image.
@@ -39,6 +39,9 @@ def read_and_listen(path: Path) -> tuple[np.ndarray, str | None]:
 @contextmanager
 def _listening(heard: list[str]) -> Iterator[None]:
     """Collects the decoders' complaints from standard error; everything else goes there when the block ends."""
+    if sys.stderr is None:  # closed: nothing can be heard
+        yield
+        return
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:
         original = os.dup(STDERR)

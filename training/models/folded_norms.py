@@ -37,10 +37,14 @@ class FoldedNorms:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the convolutions give what the norms gave, and the norms pass it on; modules and hooks stay."""
+        """Inside, the convolutions give what the norms gave, and the norms pass it on; modules and hooks stay.
+
+        Not to be entered twice at a time for one module, nor is the model to be copied inside.
+        """
         if not self.pairs:
             yield
             return
+        assert not any("forward" in vars(conv) for conv, _ in self.pairs), "folded already"
         scales, biases = self._scales_and_biases()
         try:
             for (conv, norm), scale, bias in zip(self.pairs, scales, biases, strict=True):
