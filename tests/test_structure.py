@@ -95,7 +95,9 @@ def test_torch_and_tensorrt_stay_in_their_places(package):
 def imports_of_room(path: Path) -> set[str]:
     """In plugins, torch belongs to torch_op.py, to what only torch ops share, and to the benchmark."""
     of_benchmark = path.name.startswith("benchmark") and path.parent.name == "plugins"
-    return {"torch"} if path.name in ("torch_op.py", "boxes.py", "cuda_ops.py") or of_benchmark else set()
+    return (
+        {"torch"} if path.name in ("torch_op.py", "repeatable.py", "boxes.py", "cuda_ops.py") or of_benchmark else set()
+    )
 
 
 def test_runtime_imports_without_torch_onnx_and_training():

@@ -26,7 +26,7 @@ namespace {
 
 using namespace pixels;
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 96;  // 1344 px, two of a thread, are 7 blocks then, and none of them is idle
 constexpr int kColumns = 2;  // of one thread
 constexpr int kMaxRows = 4;  // of one thread, which has one more for every kPixelsPerRow of the batch
 constexpr int kPixelsPerRow = 1 << 18;

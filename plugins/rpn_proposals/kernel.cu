@@ -9,8 +9,9 @@
 // Four launches, each with all levels and images in grid.x:
 //   selectInChunks   512 threads per chunk of at most 8192 logits of a large level: its best, roughly  select.h
 //   rankAndDecode    1024 threads per level and image: sort, decode, clip, drop       rank_level.h, rank_and_decode.h
-//   suppressionMask  128 threads per pair of tiles of 64 boxes: who suppresses whom                    suppress.h
-//   scanAndMerge     512 threads per level and image: NMS; the last block merges the levels            scan_and_merge.h
+//   suppressionMask  128 threads per pair of tiles of 64 boxes: who suppresses whom;
+//                    others count better boxes of other levels                         suppress.h, count_better.h
+//   scanAndMerge     512 threads per level and image: NMS, and the levels' rois in order   scan_and_merge.h, merge.h
 // No launch of the first where all levels are small. With at most 256 candidates per level, rankAndDecode and
 // scanAndMerge have 256 threads: less to wait for at barriers; with more than 1024, scanAndMerge has 1024.
 #include "rpn_proposals/kernel.h"
@@ -85,9 +86,9 @@ const char* check(const RpnProposals* op) {
     for (int i = 0; !wrong && i < op->levels; ++i) wrong = checkLevel(*op, i);
     if (wrong) return wrong;
     const Plan plan = makePlan(*op);
-    if (static_cast<long long>(op->batch) * max(plan.pairs, plan.chunks) > kMostBlocks)
+    if (static_cast<long long>(op->batch) * max(maskBlocks(plan), plan.chunks) > kMostBlocks)
         return refuse("batch is %d: expected at most %lld at these sizes.", op->batch,
-                      kMostBlocks / max(plan.pairs, plan.chunks));
+                      kMostBlocks / max(maskBlocks(plan), plan.chunks));
     return nullptr;
 }
 
@@ -112,7 +113,7 @@ int32_t launchAll(const RpnProposals& op, const Plan& plan, const Tensors& tenso
                         few ? 256 : kRankThreads, 0, stream, op, plan, tensors.objectness, tensors.bbox_deltas,
                         tensors.im_info, workspace);
     if (status == kSuccess)
-        status = launch(suppressionMask, dim3(op.batch * plan.pairs), kMaskThreads, 0, stream, plan,
+        status = launch(suppressionMask, dim3(op.batch * maskBlocks(plan)), kMaskThreads, 0, stream, plan,
                         iouTest(op.nms_threshold), workspace);
     if (status == kSuccess)
         status = launch(few        ? scanAndMerge<256, true>

@@ -79,7 +79,7 @@ struct Workspace {
     uint2* mask;           // [B][pairs][64] TileSet of the first tile's boxes that suppress this one of the second tile
     int* better;           // [B][L][candidates] how many valid boxes of that other level come before this one
     KeptTile* kept;        // [B][tiles] and for each level one more, without boxes
-    unsigned* done;        // [B] levels of the image through with NMS
+    unsigned* done;        // [B] levels of the image through with NMS (scan_and_merge.h)
 };
 
 // Which of the sampled logits of a level is to bound its `candidates` best so as hardly ever to cut off one of them:

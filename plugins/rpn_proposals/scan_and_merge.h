@@ -2,13 +2,13 @@
 //
 // B images, L levels, R = post_nms_top_n rois; boxes of a level stand best first, in tiles of 64.
 //
-// A block per level and image follows the greedy order through the third kernel's bits; the block that ends an image's
-// last level merges them all. With no more tiles than warps, a warp has a tile, and its part of the mask in registers
-// before the first tile is settled, so that nothing is waited for but barriers; else it goes by common/nms.h.
+// A block per level and image follows the greedy order through the third kernel's bits. With no more tiles than warps,
+// a warp has a tile, and its part of the mask in registers before the first tile is settled, so nothing is waited for
+// but barriers; then every block places its own level's rois, once the image's other levels are through. With more
+// tiles it goes by common/nms.h, and the block that ends an image's last level merges them all.
 #pragma once
 
-#include "common/last_block.h"
-#include "rpn_proposals/plan.h"
+#include "rpn_proposals/merge.h"
 
 namespace edgercnn::rpn_proposals {
 
@@ -135,81 +135,29 @@ DEVICE void scanTiles(const LevelScan& scan, TileSet* alive) {
     }
 }
 
-// How many boxes of the level are kept before number `bit` of this tile.
-DEVICE int placeAmong(const KeptTile& tile, int bit) {
-    return static_cast<int>(tile.before) + __popcll(tile.boxes & ((1ull << bit) - 1));
-}
-
-// The best R of the image's kept boxes, then zeros. A box's place is its place in its level plus the number of better
-// ones that other levels keep; equal ones of lower levels count as better.
-template <int kThreads>
-DEVICE void mergeLevels(const Plan& plan, const Workspace& workspace, int image, Box* rois, int* num_rois) {
-    constexpr int kAtOnce = kThreads == 1024 ? 2 : 4;  // boxes of a thread that are under way together
-    const KeptTile* kept = workspace.kept + static_cast<size_t>(image) * plan.tiles;
-    const Box* boxes = workspace.boxes + static_cast<size_t>(image) * plan.candidates;
-    const int* better = workspace.better + static_cast<size_t>(image) * plan.levels * plan.candidates;
-    rois += static_cast<size_t>(image) * plan.post_nms_top_n;
-    for (int base = 0; base < plan.candidates; base += kAtOnce * kThreads) {
-        KeptTile tiles[kAtOnce];
-        Box own[kAtOnce];
-        int places[kAtOnce], others[kAtOnce][kMaxLevels];
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-            const int i = min(base + k * kThreads + static_cast<int>(threadIdx.x), plan.candidates - 1);
-            int index = plan.levels - 1;
-            while (i < plan.level[index].first_candidate) --index;
-            places[k] = i - plan.level[index].first_candidate;
-            tiles[k] = kept[plan.level[index].first_tile + places[k] / kTile];
-        }
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-            const int i = base + k * kThreads + static_cast<int>(threadIdx.x), bit = places[k] % kTile;
-            const bool stays = i < plan.candidates && (tiles[k].boxes >> bit & 1);
-            places[k] = stays ? placeAmong(tiles[k], bit) : -1;
-            if (!stays) continue;
-            own[k] = boxes[i];
-#pragma unroll
-            for (int other = 0; other < kMaxLevels; ++other) {
-                others[k][other] = other < plan.levels ? better[static_cast<size_t>(other) * plan.candidates + i] : 0;
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-            if (places[k] < 0) continue;
-            int rank = places[k];
-#pragma unroll
-            for (int other = 0; other < kMaxLevels; ++other) {  // none is better in the box's own level
-                if (other >= plan.levels) break;
-                const int count = others[k][other];
-                rank += placeAmong(kept[plan.level[other].first_tile + count / kTile], count % kTile);
-            }
-            if (rank < plan.post_nms_top_n) rois[rank] = own[k];
-        }
-    }
-    int total = 0;
-    for (int index = 0; index < plan.levels; ++index) {
-        const Level& level = plan.level[index];
-        total += kept[level.first_tile + divideUp(level.candidates, kTile)].before;
-    }
-    for (int i = total + threadIdx.x; i < plan.post_nms_top_n; i += kThreads) rois[i] = Box{};
-    if (threadIdx.x == 0) num_rois[image] = min(total, plan.post_nms_top_n);
-}
-
-// [L][B] in grid.x; scanSharedBytes of dynamic shared memory.
+// [B][L] in grid.x, [L][B] if not by warps; scanSharedBytes of dynamic shared memory.
 template <int kThreads, bool kByWarps>
 __global__ void __launch_bounds__(kThreads)
     scanAndMerge(GRID_CONSTANT(Plan) plan, Workspace workspace, Box* rois, int* num_rois) {
-    const int index = blockIdx.x / plan.batch, image = blockIdx.x % plan.batch;
+    const int block = blockIdx.x;  // by warps an image's blocks stand together, to run so
+    const int index = kByWarps ? block % plan.levels : block / plan.batch;
+    const int image = kByWarps ? block / plan.levels : block % plan.batch;
     const LevelScan scan(plan, workspace, index, image);
-    TileSet* sets = reinterpret_cast<TileSet*>(dynamic_shared());
-    if (kByWarps) {
-        scanByWarps<kThreads>(scan, sets);
+    if constexpr (kByWarps) {
+        KeptTile* room = reinterpret_cast<KeptTile*>(dynamic_shared());
+        const OwnBoxes<kThreads> own(plan, workspace, index, image);
+        scanByWarps<kThreads>(scan, reinterpret_cast<TileSet*>(room + plan.tiles));
+        mergeTogether<kThreads>(plan, workspace, index, image, own, room, rois, num_rois);
     } else {
-        scanTiles<kThreads>(scan, sets);
+        scanTiles<kThreads>(scan, reinterpret_cast<TileSet*>(dynamic_shared()));
+        if (endsGroup(workspace.done + image, plan.levels))
+            mergeLevels<kThreads>(plan, workspace, image, rois, num_rois);
     }
-    if (endsGroup(workspace.done + image, plan.levels)) mergeLevels<kThreads>(plan, workspace, image, rois, num_rois);
 }
 
-inline size_t scanSharedBytes(const Plan& plan) { return divideUp(plan.most_candidates, kTile) * sizeof(TileSet); }
+inline size_t scanSharedBytes(const Plan& plan) {
+    const size_t room = plan.most_candidates <= kMostByWarps ? plan.tiles * sizeof(KeptTile) : 0;
+    return divideUp(plan.most_candidates, kTile) * sizeof(TileSet) + room;
+}
 
 }  // namespace edgercnn::rpn_proposals

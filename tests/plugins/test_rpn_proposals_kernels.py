@@ -41,7 +41,7 @@ def described(**changes):
 
 REFUSED = {
     "batch is -1": {"batch": -1},
-    "batch is 3381865: expected at most 3381864": {"batch": 3381865},
+    "batch is 2479774: expected at most 2479773": {"batch": 2479774},
     "levels is 0": {"levels": 0},
     "levels is 7": {"levels": 7},
     "anchors is 0": {"anchors": 0},
@@ -82,7 +82,7 @@ def test_numbers_that_the_kernels_refuse(kernels, sentence, changes):
 
 def test_numbers_at_their_limits_are_taken(kernels):
     limits = (
-        {"batch": 3381864},
+        {"batch": 2479773},
         {"pre_nms_top_n": 131072},
         {"post_nms_top_n": 2**24},
         {"pre_nms_top_n": 1},
