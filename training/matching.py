@@ -32,7 +32,8 @@ class Targets(NamedTuple):
 
 def usable_targets(targets: Sequence[Targets]) -> list[Targets]:
     """The targets without boxes that have no width or height (or are not finite): a detector cannot learn them."""
-    targets = [Targets(boxes.float(), labels, ignored.float()) for boxes, labels, ignored in targets]
+    each = (Targets(*target) for target in targets)  # pairs, too
+    targets = [Targets(boxes.float(), labels, ignored.float()) for boxes, labels, ignored in each]
     if not targets or _usable(torch.cat([target.boxes for target in targets])).all():  # one look at the whole batch
         return targets
     return [
